@@ -1,0 +1,402 @@
+"""The embedded data set: H.264 clips of handwritten digits in motion, written once, the same for the same seed.
+
+    python -m src.datasets.motion [--out data/motion] [--train N] [--val N] [--seed S] [--workers W] [--check]
+
+A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and `val.csv` (`path label`, the label being
+the motion, see `CLASSES`), `train_digit.csv` and `val_digit.csv` (the label being the digit), and `manifest.json`
+(what was asked for, versions, size and sha256 of every file). It is written into a temporary folder beside it and
+renamed when whole, so a set that exists is complete whatever interrupted an earlier writer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from src.datasets.motion_scene import CLASSES, REVERSED, SceneConfig, render_clip
+from src.utils.errors import UserError, run_cli
+
+__all__ = [
+    "CLASSES",
+    "REVERSED",
+    "SceneConfig",
+    "check_motion",
+    "ensure_motion",
+    "render_clip",
+    "render_split",
+    "write_motion",
+]
+
+KIND = "motion-digits"
+FORMAT = 1  # raised when the same settings would give other clips than before
+SPLITS = ("train", "val")
+VAL_SHARE = 0.25  # of the digit images of each digit
+
+
+@functools.cache
+def digit_images(split: str) -> tuple[np.ndarray, ...]:
+    """The split's handwritten digits: for each digit 0-9 an array (n, 8, 8) in [0, 1]. No image is in both splits."""
+    from sklearn.datasets import load_digits  # slow to import, and not needed once the set is written
+
+    digits = load_digits()
+    order = np.random.default_rng(1797).permutation(len(digits.target))
+    found = []
+    for digit in range(10):
+        mine = order[digits.target[order] == digit]
+        cut = round(VAL_SHARE * len(mine))
+        found.append(digits.images[mine[:cut] if split == "val" else mine[cut:]] / 16)
+    return tuple(found)
+
+
+def label_and_digit(split: str, index: int, seed: int) -> tuple[int, int]:
+    """Class and digit of clip `index`: 16 clips in a row have every class once, 160 every pair once."""
+    block, place = divmod(index, len(CLASSES))
+    order = np.random.default_rng([seed, SPLITS.index(split), block]).permutation(len(CLASSES))
+    label = int(order[place])
+    return label, (block + label) % 10
+
+
+def render_index(split: str, index: int, seed: int, scene: SceneConfig) -> tuple[np.ndarray, int, int]:
+    """Clip `index` of a split: (uint8 (T, H, W, 3), label, digit), the same whatever else is rendered."""
+    label, digit = label_and_digit(split, index, seed)
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
+    images = digit_images(split)[digit]
+    return render_clip(rng, label, images[rng.integers(len(images))], scene), label, digit
+
+
+def render_split(split: str, count: int, seed: int, scene: SceneConfig) -> Iterator[tuple[np.ndarray, int, int]]:
+    """The first `count` clips of a split, in memory, without files: (uint8 (T, H, W, 3), label, digit)."""
+    for index in range(count):
+        yield render_index(split, index, seed, scene)
+
+
+def encode(path: Path, clip: np.ndarray, fps: int) -> None:
+    """Write a uint8 clip (T, H, W, 3) as H.264 mp4, every frame an intra frame of one quality.
+
+    So no frame's artefacts depend on its neighbours, and a single frame stays as uninformative as it was rendered.
+    """
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        stream.options = {"qp": "22", "g": "1", "preset": "veryfast", "threads": "1"}
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+# --- What a set is
+
+
+def _spec(scene: SceneConfig, train: int, val: int, seed: int) -> dict:
+    spec = {"format": FORMAT, "train": train, "val": val, "seed": seed, "scene": dataclasses.asdict(scene)}
+    return json.loads(json.dumps(spec))  # tuples become lists, as they will be when read back
+
+
+def _differences(found: dict, wanted: dict) -> list[str]:
+    def flat(spec: dict) -> dict:
+        return {
+            **{k: v for k, v in spec.items() if k != "scene"},
+            **{f"scene.{k}": v for k, v in spec["scene"].items()},
+        }
+
+    a, b = flat(found), flat(wanted)
+    return [
+        f"{key} {a.get(key)} there, {b.get(key)} asked"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
+
+
+def read_manifest(root: Path) -> dict | None:
+    """The manifest of the set at `root`, None where nothing is, UserError where something is that is not ours."""
+    try:
+        text = (root / "manifest.json").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            return None
+        raise UserError(f"{root} exists and is not a motion data set: choose another folder, or move it away") from None
+    try:
+        manifest = json.loads(text)
+    except json.JSONDecodeError:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise UserError(
+            f"{root / 'manifest.json'} is not a motion data set's manifest: remove {root}, or choose another folder"
+        )
+    return manifest
+
+
+def _is_complete(root: Path, manifest: dict) -> bool:
+    """Whether every file is there with its size (`check_motion` reads them too)."""
+    sizes = {}
+    for folder in ("", *(f"videos/{split}/" for split in SPLITS)):
+        if not (root / folder).is_dir():
+            return False
+        with os.scandir(root / folder) as entries:
+            sizes.update({folder + entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
+    return all(sizes.get(name) == size for name, (size, _) in manifest["files"].items())
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    data = path.read_bytes()
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def check_motion(root: str | Path) -> int:
+    """Verify every checksum of the set at `root`: the number of files, or UserError naming the first bad one."""
+    root = Path(root)
+    manifest = read_manifest(root)
+    if manifest is None:
+        raise UserError(f"{root} holds no motion data set: write it with python -m src.datasets.motion --out {root}")
+    for name, (size, digest) in sorted(manifest["files"].items()):
+        path = root / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: remove {root} and write it again")
+        if _digest(path) != (size, digest):
+            raise UserError(
+                f"{path} is not what was written (size or sha256 differs): remove {root} and write it again"
+            )
+    return len(manifest["files"])
+
+
+# --- Writing
+
+
+def _write_share(folder: Path, jobs: list[tuple[str, int]], seed: int, scene: SceneConfig, send: Callable) -> None:
+    for split, index in jobs:
+        clip, label, digit = render_index(split, index, seed, scene)
+        name = f"videos/{split}/{index:06d}.mp4"
+        encode(folder / name, clip, scene.fps)
+        send((split, index, name, label, digit, *_digest(folder / name)))
+
+
+def _worker(
+    folder: Path, jobs: list, seed: int, scene: SceneConfig, pipe: multiprocessing.connection.Connection
+) -> None:
+    try:
+        _write_share(folder, jobs, seed, scene, pipe.send)
+    except BrokenPipeError:  # the parent is gone, and what is written here is of no use to anyone
+        sys.exit(1)
+
+
+def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, workers: int) -> Iterator[tuple]:
+    """Write the clips `jobs` and yield one row for each as it is done, from `workers` processes (1: this process)."""
+    if workers <= 1:
+        rows: list[tuple] = []
+        for job in jobs:
+            _write_share(folder, [job], seed, scene, rows.append)
+            yield rows.pop()
+        return
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    try:
+        for worker in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_worker, args=(folder, jobs[worker::workers], seed, scene, sender), daemon=True
+            )
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        left, done = list(pipes), 0
+        while left:
+            for pipe in multiprocessing.connection.wait(left):
+                try:
+                    yield pipe.recv()
+                    done += 1
+                except EOFError:
+                    left.remove(pipe)
+        if done != len(jobs):
+            raise RuntimeError(
+                f"a process writing {folder} ended early: {done} of {len(jobs)} clips (its error is above)"
+            )
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _fill(folder: Path, spec: dict, scene: SceneConfig, workers: int, progress: Callable[[], None] | None) -> None:
+    """Write a whole set into an empty folder."""
+    import av
+    import sklearn
+
+    counts = {split: spec[split] for split in SPLITS}
+    for split in SPLITS:
+        (folder / "videos" / split).mkdir(parents=True)
+    rows, files = [], {}
+    for row in _write_clips(folder, [(s, i) for s in SPLITS for i in range(counts[s])], spec["seed"], scene, workers):
+        rows.append(row[:5])
+        files[row[2]] = row[5:]
+        if progress is not None:
+            progress()
+    rows.sort()
+    for split in SPLITS:
+        for name, column in ((f"{split}.csv", 3), (f"{split}_digit.csv", 4)):
+            (folder / name).write_text("".join(f"{row[2]} {row[column]}\n" for row in rows if row[0] == split))
+            files[name] = _digest(folder / name)
+    manifest = {
+        "kind": KIND,
+        "spec": spec,
+        "classes": CLASSES,
+        "versions": {"av": av.__version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__},
+        "files": {name: list(files[name]) for name in sorted(files)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+@contextmanager
+def _temporary_sibling(root: Path) -> Iterator[Path]:
+    """A folder beside `root`, locked while this process lives and removed at the end, as those of the dead are."""
+    prefix = f".{root.name}.tmp-"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    for stale in root.parent.glob(prefix + "*"):
+        with _locked(stale / "lock", create=False) as held:
+            if held:
+                shutil.rmtree(stale, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
+        with _locked(folder / "lock", create=True) as held:
+            if not held:  # another writer took it for a stale one just as it was made
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextmanager
+def _locked(path: Path, create: bool) -> Iterator[bool]:
+    """Whether this process got the lock; the system drops it when the process ends, however it ends."""
+    try:
+        handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(handle)
+
+
+def _settled(root: Path, spec: dict) -> bool:
+    """True where the complete set of this spec is; UserError where something else is; False where it can be written."""
+    manifest = read_manifest(root)
+    if manifest is None:
+        return False
+    if manifest["spec"] != spec:
+        what = "; ".join(_differences(manifest["spec"], spec)[:3])
+        raise UserError(
+            f"{root} holds a motion data set with other settings ({what}): remove it, or choose another folder"
+        )
+    return _is_complete(root, manifest)
+
+
+def write_motion(
+    root: str | Path,
+    scene: SceneConfig = SceneConfig(),  # noqa: B008 (frozen)
+    train: int = 4096,
+    val: int = 1024,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> bool:
+    """Make sure that `root` holds this data set, whole: True if it was written now, False if it was there.
+
+    A folder with anything else in it is refused with UserError and left as it is. `workers` processes write (None: one
+    per core, at most 8; started by spawn, so a script that calls this needs the usual `__main__` guard); 1 writes in
+    this process. `progress` is called once per clip. Any number of processes may do this at once.
+    """
+    root = Path(root)
+    if train < 1 or val < 1:
+        raise UserError(f"a motion data set needs at least one clip in each split, got train={train}, val={val}")
+    spec = _spec(scene, train, val, seed)
+    if _settled(root, spec):
+        return False
+    if workers is None:
+        workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        with _temporary_sibling(root) as folder:
+            fresh = folder / "set"
+            fresh.mkdir()
+            _fill(fresh, spec, scene, workers, progress)
+            for attempt in range(8):
+                try:
+                    fresh.rename(root)
+                    return True
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                # Something is there by now: another writer's set, or a damaged one of ours to move aside.
+                if _settled(root, spec):
+                    return False
+                try:
+                    root.rename(folder / f"damaged-{attempt}")
+                except FileNotFoundError:
+                    continue
+            raise RuntimeError(f"{root} keeps changing while it is being written")
+    except PermissionError as error:
+        raise UserError(
+            f"cannot write {error.filename or root}: {error.strerror}; choose a folder you may write to"
+        ) from error
+
+
+def ensure_motion(root: str | Path, **settings: object) -> bool:
+    """`write_motion`, by the name under which callers ask for data that is mostly there already."""
+    return write_motion(root, **settings)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; raises UserError for what `run_cli` then prints as one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src.datasets.motion", description="Write or check the embedded data set."
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/motion"), help="its folder (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=4096, help="training clips (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=1024, help="validation clips (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which set (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
+    parser.add_argument("--check", action="store_true", help="verify the checksums of the set at --out, write nothing")
+    args = parser.parse_args(argv)
+    if args.check:
+        print(f"{args.out}: {check_motion(args.out)} files, all as written")
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as bar:
+        task = bar.add_task(f"writing {args.out}", total=args.train + args.val)
+        settings = {"train": args.train, "val": args.val, "seed": args.seed, "workers": args.workers}
+        written = write_motion(args.out, **settings, progress=lambda: bar.advance(task))
+    print(f"{args.out}: {args.train} + {args.val} clips {'written' if written else 'were there already'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
