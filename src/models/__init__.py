@@ -1,0 +1,1 @@
+"""Backbones, predictor and probe head."""

@@ -1,0 +1,67 @@
+"""The objective: predict the target encoder's features where the context encoder saw nothing.
+
+Bardes et al. 2024, equation 1. Legend: B batch, C channels, T H W clip, N tokens, K context tokens, M target tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.masks.utils import apply_masks
+from src.models.utils.multimask import MultiMaskWrapper, PredictorMultiMaskWrapper
+
+
+class VideoJEPA(nn.Module):
+    """Encoder and predictor as the one module that is trained: (B, C, T, H, W) and masks -> predictions [(B, M_i, D)]."""
+
+    def __init__(self, encoder: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.encoder = MultiMaskWrapper(encoder)
+        self.predictor = PredictorMultiMaskWrapper(predictor)
+
+    def forward(
+        self, clips: torch.Tensor, masks_enc: list[torch.Tensor], masks_pred: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        return self.predictor(self.encoder(clips, masks_enc), None, masks_enc, masks_pred)
+
+
+class Losses(NamedTuple):
+    """loss = jepa + reg_coeff * reg; scalars."""
+
+    loss: torch.Tensor
+    jepa: torch.Tensor
+    reg: torch.Tensor
+
+
+@torch.no_grad()
+def make_targets(target_encoder: nn.Module, clips: torch.Tensor, masks_pred: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Target features: every token of the clip encoded, layer-normalised without affine, gathered -> [(B, M_i, D)]."""
+    h_BND = target_encoder(clips)
+    h_BND = F.layer_norm(h_BND.float(), (h_BND.shape[-1],))
+    return apply_masks(h_BND, masks_pred, concat=False)
+
+
+def jepa_losses(
+    predictions: list[torch.Tensor], targets: list[torch.Tensor], loss_exp: float = 1.0, reg_coeff: float = 0.0
+) -> Losses:
+    """|z - h|^p / p averaged over tokens and masks, plus reg_coeff times the variance hinge, in float32.
+
+    The hinge is mean(relu(1 - std)), std over the predicted tokens of a clip, averaged over masks: it pushes the variance up.
+    """
+    predictions = [z.float() for z in predictions]
+    distances = [((z - h).abs() ** loss_exp).mean() / loss_exp for z, h in zip(predictions, targets)]
+    jepa = torch.stack(distances).mean()
+    std_BD = torch.stack([(z.var(dim=1) + 1e-4).sqrt() for z in predictions]).mean(dim=0)
+    reg = F.relu(1.0 - std_BD).mean()
+    return Losses(jepa + reg_coeff * reg if reg_coeff else jepa, jepa, reg)
+
+
+@torch.no_grad()
+def ema_update(target: Iterable[nn.Parameter], online: Iterable[nn.Parameter], momentum: float) -> None:
+    """target <- momentum * target + (1 - momentum) * online, in place, one fused call for all parameters."""
+    torch._foreach_lerp_(list(target), list(online), 1.0 - momentum)

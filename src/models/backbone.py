@@ -1,0 +1,120 @@
+"""What encoders and predictor share: a trunk of blocks over either mixer, and an encoder's way from clip to tokens.
+
+Legend: B batch, C channels, T H W clip (frames, pixels), N tokens in raster order, K kept tokens, D width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from src.masks.utils import apply_masks
+from src.models.utils.attention import Block
+from src.models.utils.mamba import MambaBlock
+from src.models.utils.patch_embed import PatchEmbed3D
+from src.models.utils.pos_embs import Grid, interpolate_pos_embed, sincos_pos_embed_3d, token_grid
+from src.utils.errors import UserError
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def attention_trunk(
+    dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float = 4.0,
+    qkv_bias: bool = True,
+    drop_path_rate: float = 0.0,
+    norm_layer: type[nn.Module] = LayerNorm,
+    use_sdpa: bool = True,
+) -> tuple[nn.ModuleList, nn.Module]:
+    """Transformer blocks and the final norm, initialised as V-JEPA's constructor does.
+
+    Raises UserError if the heads do not divide the width.
+    """
+    if dim % num_heads:
+        raise UserError(f"{num_heads} heads do not divide a width of {dim}: choose a number of heads that does")
+    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, qkv_bias, rate, norm_layer, use_sdpa) for rate in rates)
+    blocks.apply(init_linear)
+    for i, block in enumerate(blocks):
+        # The residual stream of block i sums 2(i+1) branches: scale each output so that its variance stays put.
+        scale = (2.0 * (i + 1)) ** -0.5
+        block.attn.proj.weight.data.mul_(scale)
+        block.mlp.fc2.weight.data.mul_(scale)
+    return blocks, norm_layer(dim)
+
+
+def mamba_trunk(
+    dim: int, depth: int, drop_path_rate: float = 0.0, **mixer_options: object
+) -> tuple[nn.ModuleList, nn.Module]:
+    """Mamba blocks and the final norm. Initialisation: see docs/decisions.md, 'dead gradients'."""
+    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    blocks = nn.ModuleList(MambaBlock(dim, rate, **mixer_options) for rate in rates)
+    return blocks, nn.RMSNorm(dim, eps=1e-5)
+
+
+def init_linear(module: nn.Module, std: float = 0.02) -> None:
+    """ViT's initialisation of one module: truncated normal weights, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class VideoEncoder(nn.Module):
+    """Clip -> tokens: patch embedding, positions, an optional choice of tokens, a trunk, a norm.
+
+    Subclasses build the trunk and implement `run_trunk`. Sizes are the ones the positions are made for; `forward` takes
+    any clip that can be cut into whole patches and tubelets, and resamples the positions.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        uniform_power: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.tubelet_size = patch_size, tubelet_size
+        self.embed_dim = embed_dim
+        self.uniform_power = uniform_power
+        self.grid = token_grid(num_frames, img_size, patch_size, tubelet_size)
+        self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
+
+    def add_sincos(self) -> None:
+        """Register fixed 3-D sin-cos positions (in the state dict, as in V-JEPA; never trained)."""
+        code = sincos_pos_embed_3d(self.embed_dim, self.grid, self.uniform_power)
+        self.pos_embed = nn.Parameter(code, requires_grad=False)
+
+    def positions(self, grid: Grid) -> torch.Tensor:
+        """Positions for `grid` -> (1, N, D)."""
+        return interpolate_pos_embed(self.pos_embed, self.grid, grid)
+
+    def embed(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Clip (B, C, T, H, W) -> tokens with positions (B, N, D). Raises UserError if it has no whole number of patches."""
+        _, _, T, H, W = x_BCTHW.shape
+        grid = token_grid(T, (H, W), self.patch_size, self.tubelet_size)
+        return self.patch_embed(x_BCTHW) + self.positions(grid)
+
+    def encode(self, x_BND: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None) -> torch.Tensor:
+        """Embedded tokens (B, N, D), kept only at `masks` if given -> (B, N or K, D)."""
+        if masks is not None:
+            x_BND = apply_masks(x_BND, masks)
+        return self.run_trunk(x_BND)
+
+    def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x_BCTHW: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None) -> torch.Tensor:
+        """Clip (B, C, T, H, W), normalised -> (B, N, D), or (B, K, D) at the token indices `masks` (B, K).
+
+        A list of masks is concatenated along the batch, as in V-JEPA.
+        """
+        return self.encode(self.embed(x_BCTHW), masks)

@@ -1,0 +1,168 @@
+"""Predictor of masked features: mask tokens, a trunk over either mixer, a projection back to the encoder's width.
+
+Legend: B batch, K context tokens, M target tokens, N tokens of the grid, D encoder width, P predictor width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from src.masks.utils import apply_masks
+from src.models.backbone import LayerNorm, attention_trunk, init_linear, mamba_trunk
+from src.models.utils.pos_embs import sincos_pos_embed_3d, token_grid
+from src.utils.errors import UserError
+
+
+class Predictor(nn.Module):
+    """From context tokens, predict the features at the target positions (Bardes et al. 2024, section 3).
+
+    Subclasses choose the trunk. `token_order` is the order in which context and mask tokens enter it: 'raster' sorts them
+    by position, 'concat' leaves the mask tokens behind the context. Attention does not see the order; a scan does, and
+    with 'concat' every token is far away from its neighbours in the clip.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        num_frames: int,
+        tubelet_size: int,
+        embed_dim: int,
+        predictor_embed_dim: int,
+        uniform_power: bool,
+        use_mask_tokens: bool,
+        num_mask_tokens: int,
+        zero_init_mask_tokens: bool,
+        token_order: Literal["raster", "concat"],
+        trunk: tuple[nn.ModuleList, nn.Module],
+    ) -> None:
+        super().__init__()
+        if not use_mask_tokens:
+            raise UserError(
+                "model.use_mask_tokens: false (predicting from noised targets) is not supported: set it to true"
+            )
+        if token_order not in ("raster", "concat"):
+            raise UserError(f"token order '{token_order}' is not known: choose raster or concat")
+        self.token_order = token_order
+        grid = token_grid(num_frames, img_size, patch_size, tubelet_size)
+        self.predictor_pos_embed = nn.Parameter(
+            sincos_pos_embed_3d(predictor_embed_dim, grid, uniform_power), requires_grad=False
+        )
+        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.mask_tokens = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, 1, predictor_embed_dim)) for _ in range(num_mask_tokens)
+        )
+        if not zero_init_mask_tokens:
+            for token in self.mask_tokens:
+                nn.init.trunc_normal_(token, std=0.02)
+        self.predictor_blocks, self.predictor_norm = trunk
+        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+
+    def forward(
+        self,
+        ctxt: torch.Tensor,
+        tgt: torch.Tensor | None,
+        masks_ctxt: torch.Tensor,
+        masks_tgt: torch.Tensor,
+        mask_index: int = 0,
+    ) -> torch.Tensor:
+        """Context tokens (B, K, D) at masks_ctxt (B, K) -> predictions (B, M, D) at masks_tgt (B, M).
+
+        `tgt` is V-JEPA's argument for predicting from noised targets and is not read. `mask_index` picks the mask token.
+        """
+        K = ctxt.shape[1]
+        positions = self.predictor_pos_embed.expand(len(ctxt), -1, -1)
+        context = self.predictor_embed(ctxt) + apply_masks(positions, masks_ctxt)
+        masked = self.mask_tokens[mask_index % len(self.mask_tokens)] + apply_masks(positions, masks_tgt)
+        x = torch.cat([context, masked], dim=1)
+        if self.token_order == "raster":
+            order = torch.cat([masks_ctxt, masks_tgt], dim=1).argsort(dim=1)
+            back = order.argsort(dim=1)[:, K:]
+            x = apply_masks(x, order)
+        for block in self.predictor_blocks:
+            x = block(x)
+        x = apply_masks(x, back) if self.token_order == "raster" else x[:, K:]
+        return self.predictor_proj(self.predictor_norm(x))
+
+
+class VisionTransformerPredictor(Predictor):
+    """Predictor with an attention trunk; V-JEPA's names of constructor and parameters."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        embed_dim: int = 768,
+        predictor_embed_dim: int = 384,
+        depth: int = 6,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_layer: type[nn.Module] = LayerNorm,
+        uniform_power: bool = False,
+        use_mask_tokens: bool = True,
+        num_mask_tokens: int = 2,
+        zero_init_mask_tokens: bool = True,
+        token_order: Literal["raster", "concat"] = "raster",
+        drop_path_rate: float = 0.0,
+        use_sdpa: bool = True,
+    ) -> None:
+        super().__init__(
+            img_size,
+            patch_size,
+            num_frames,
+            tubelet_size,
+            embed_dim,
+            predictor_embed_dim,
+            uniform_power,
+            use_mask_tokens,
+            num_mask_tokens,
+            zero_init_mask_tokens,
+            token_order,
+            attention_trunk(
+                predictor_embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, norm_layer, use_sdpa
+            ),
+        )
+        self.predictor_embed.apply(init_linear)
+        self.predictor_proj.apply(init_linear)
+
+
+class VideoMambaPredictor(Predictor):
+    """Predictor with a bidirectional Mamba trunk over context and mask tokens in raster order."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        embed_dim: int = 192,
+        predictor_embed_dim: int = 192,
+        depth: int = 6,
+        uniform_power: bool = False,
+        use_mask_tokens: bool = True,
+        num_mask_tokens: int = 2,
+        zero_init_mask_tokens: bool = True,
+        token_order: Literal["raster", "concat"] = "raster",
+        drop_path_rate: float = 0.0,
+        **mixer_options: object,
+    ) -> None:
+        super().__init__(
+            img_size,
+            patch_size,
+            num_frames,
+            tubelet_size,
+            embed_dim,
+            predictor_embed_dim,
+            uniform_power,
+            use_mask_tokens,
+            num_mask_tokens,
+            zero_init_mask_tokens,
+            token_order,
+            mamba_trunk(predictor_embed_dim, depth, drop_path_rate, **mixer_options),
+        )

@@ -1,0 +1,78 @@
+"""The table of backbones. A row is a size; every row can be an encoder and a predictor."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from src.models.predictor import Predictor, VideoMambaPredictor, VisionTransformerPredictor
+from src.models.backbone import VideoEncoder
+from src.models.videomamba import VideoMamba
+from src.models.vision_transformer import VisionTransformer
+from src.utils.errors import UserError
+
+
+class Row(NamedTuple):
+    """Size of a backbone. `num_heads` is None where there is no attention."""
+
+    mixer: Literal["mamba", "attention"]
+    embed_dim: int
+    depth: int
+    num_heads: int | None = None
+    mlp_ratio: float = 4.0
+
+
+BACKBONES: dict[str, Row] = {
+    "videomamba_tiny": Row("mamba", 192, 24),
+    "videomamba_small": Row("mamba", 384, 24),
+    "videomamba_middle": Row("mamba", 576, 32),
+    "videomamba_base": Row("mamba", 768, 24),
+    "vit_tiny": Row("attention", 192, 12, 3),
+    "vit_small": Row("attention", 384, 12, 6),
+    "vit_base": Row("attention", 768, 12, 12),
+    "vit_large": Row("attention", 1024, 24, 16),
+    "vit_huge": Row("attention", 1280, 32, 16),
+}
+
+
+def backbone(name: str) -> Row:
+    """Row of the table. Raises UserError, listing the names, if there is none."""
+    if name not in BACKBONES:
+        raise UserError(f"model '{name}' is not in the table of backbones: choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def default_num_heads(width: int) -> int:
+    """Heads for a width that is not in the table: 64 channels a head, 32 where that would leave fewer than three."""
+    heads = width // 64 if width >= 192 else width // 32
+    while heads > 1 and width % heads:
+        heads -= 1
+    return max(heads, 1)
+
+
+def create_encoder(name: str, **options: object) -> VideoEncoder:
+    """Encoder `name`; options go to its constructor (img_size, patch_size, num_frames, tubelet_size, ...).
+
+    Options override the table's sizes (embed_dim, depth, num_heads). Raises UserError for an unknown name.
+    """
+    row = backbone(name)
+    sizes: dict[str, object] = {"embed_dim": row.embed_dim, "depth": row.depth}
+    if row.mixer == "mamba":
+        return VideoMamba(**sizes | options)
+    return VisionTransformer(**sizes | {"num_heads": row.num_heads, "mlp_ratio": row.mlp_ratio} | options)
+
+
+def create_predictor(name: str, embed_dim: int, **options: object) -> Predictor:
+    """Predictor with the trunk of `name` for an encoder of width `embed_dim`.
+
+    Options go to its constructor and override the table's sizes (predictor_embed_dim, depth, num_heads).
+    Raises UserError for an unknown name.
+    """
+    row = backbone(name)
+    sizes: dict[str, object] = {"predictor_embed_dim": row.embed_dim, "depth": row.depth}
+    options = sizes | {key: value for key, value in options.items() if value is not None}
+    if row.mixer == "mamba":
+        options.pop("num_heads", None)
+        return VideoMambaPredictor(embed_dim=embed_dim, **options)
+    width = options["predictor_embed_dim"]
+    heads = row.num_heads if width == row.embed_dim else default_num_heads(width)
+    return VisionTransformerPredictor(embed_dim=embed_dim, **{"num_heads": heads, "mlp_ratio": row.mlp_ratio} | options)

@@ -1,0 +1,110 @@
+"""The Mamba mixer, one- or bidirectional, with VideoMamba's parameter names.
+
+Legend: B batch, L tokens, D width, E = expand*D inner width, N state size, R rank of the step size, W taps of the conv.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.models.utils.drop_path import DropPath
+from src.ops.causal_conv1d import causal_conv1d
+from src.ops.selective_scan import selective_scan
+
+
+class MambaMixer(nn.Module):
+    """Selective state-space mixer (Gu & Dao 2023, section 3), bidirectional as in Vision Mamba / VideoMamba.
+
+    forward: (B, L, D) -> (B, L, D). Both directions share the input and output projections and the gate z; each has its
+    own convolution, step size, A and D. The backward one runs on the reversed sequence and its output is reversed back.
+    `halve_directions` averages the two directions instead of adding them (Vim's later `if_divide_out`).
+    A, delta and the state stay in float32 under autocast.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        bidirectional: bool = True,
+        halve_directions: bool = False,
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.inner = expand * dim
+        self.d_state = d_state
+        self.dt_rank = math.ceil(dim / 16)
+        self.halve_directions = halve_directions
+        self.scan_backend = scan_backend
+        self.suffixes = ("", "_b") if bidirectional else ("",)
+
+        self.in_proj = nn.Linear(dim, 2 * self.inner, bias=False)
+        for suffix in self.suffixes:
+            conv = nn.Conv1d(self.inner, self.inner, d_conv, groups=self.inner, padding=d_conv - 1)
+            self.register_module(f"conv1d{suffix}", conv)
+            self.register_module(f"x_proj{suffix}", nn.Linear(self.inner, self.dt_rank + 2 * d_state, bias=False))
+            self.register_module(f"dt_proj{suffix}", nn.Linear(self.dt_rank, self.inner))
+            # No weight decay: A_log sets the time constants, decay would pull every one of them to A = -1.
+            A_log = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(self.inner, 1)
+            self.register_parameter(f"A{suffix}_log", nn.Parameter(A_log))
+            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(self.inner)))
+        self.out_proj = nn.Linear(self.inner, dim, bias=False)
+        self.reset_dt()
+
+    def reset_dt(self, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
+        """Step-size initialisation: softplus(dt_proj.bias) log-uniform in [dt_min, dt_max] (Gu & Dao 2023, section 3.6)."""
+        for suffix in self.suffixes:
+            dt_proj = getattr(self, f"dt_proj{suffix}")
+            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            dt = torch.exp(torch.rand(self.inner) * math.log(dt_max / dt_min) + math.log(dt_min))
+            with torch.no_grad():
+                dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        # Tensors stay (B, L, E) in memory; the transposes below are views, which the CPU kernels read without a copy.
+        x, z = self.in_proj(x_BLD).transpose(1, 2).chunk(2, dim=1)
+        y = self._direction(x, z, "", reverse=False)
+        if len(self.suffixes) == 2:
+            y = y + self._direction(x, z, "_b", reverse=True)
+            if self.halve_directions:
+                y = y * 0.5
+        return self.out_proj(y.transpose(1, 2))
+
+    def _direction(self, x_BEL: torch.Tensor, z_BEL: torch.Tensor, suffix: str, reverse: bool) -> torch.Tensor:
+        """One direction: convolution, data-dependent delta, B, C, and the scan, gated by silu(z) -> (B, E, L)."""
+        conv, dt_proj = getattr(self, f"conv1d{suffix}"), getattr(self, f"dt_proj{suffix}")
+        x_BEL = causal_conv1d(x_BEL, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse)
+        dBC = getattr(self, f"x_proj{suffix}")(x_BEL.transpose(1, 2))
+        dt, B, C = dBC.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = F.linear(dt, dt_proj.weight)  # its bias is added in float32, inside the scan
+        return selective_scan(
+            x_BEL,
+            delta.transpose(1, 2),
+            -torch.exp(getattr(self, f"A{suffix}_log").float()),
+            B.transpose(1, 2),
+            C.transpose(1, 2),
+            getattr(self, f"D{suffix}").float(),
+            z=z_BEL,
+            delta_bias=dt_proj.bias.float(),
+            delta_softplus=True,
+            reverse=reverse,
+            backend=self.scan_backend,
+        )
+
+
+class MambaBlock(nn.Module):
+    """Pre-norm residual block around a mixer; the residual stream stays in float32. (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, dim: int, drop_path: float = 0.0, **mixer_options: object) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = MambaMixer(dim, **mixer_options)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return x_BLD + self.drop_path(self.mixer(self.norm(x_BLD)))

@@ -1,0 +1,26 @@
+"""A clip cut into tubelets, each projected to one token."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class PatchEmbed3D(nn.Module):
+    """Tubelets of (tubelet_size, patch_size, patch_size) pixels -> tokens, by a 3-D convolution with that stride.
+
+    forward: (B, C, T, H, W) float -> (B, N, D), raster order, time slowest.
+    """
+
+    def __init__(self, patch_size: int = 16, tubelet_size: int = 2, in_chans: int = 3, embed_dim: int = 768) -> None:
+        super().__init__()
+        size = (tubelet_size, patch_size, patch_size)
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=size, stride=size)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        B, C, T, H, W = x_BCTHW.shape
+        t, h, w = self.proj.kernel_size
+        # Stride equals kernel, so the convolution is one matrix product over the pixels of each tubelet.
+        tubelets = x_BCTHW.reshape(B, C, T // t, t, H // h, h, W // w, w).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        tubelets = tubelets.reshape(B, (T // t) * (H // h) * (W // w), C * t * h * w)
+        return nn.functional.linear(tubelets, self.proj.weight.flatten(1), self.proj.bias)

@@ -1,0 +1,81 @@
+"""Positions of a grid of tokens. Legend: B batch, T H W token grid (time, rows, columns), N = T*H*W, D width.
+
+Tokens are in raster order, time slowest: index = (t * H + h) * W + w.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from src.utils.errors import UserError
+
+
+class Grid(NamedTuple):
+    """Token grid: number of tubelets in time, patches in height, patches in width."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def size(self) -> int:
+        return self.t * self.h * self.w
+
+
+def token_grid(num_frames: int, img_size: int | tuple[int, int], patch_size: int, tubelet_size: int) -> Grid:
+    """Grid of tokens of a clip of `num_frames` frames of `img_size` pixels.
+
+    Raises UserError if the clip cannot be cut into whole patches and tubelets.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"frames of {height}x{width} pixels cannot be cut into whole patches of {patch_size}: "
+            f"choose a crop size that is a multiple of {patch_size}"
+        )
+    if num_frames < tubelet_size or num_frames % tubelet_size:
+        raise UserError(
+            f"{num_frames} frames cannot be cut into whole tubelets of {tubelet_size}: "
+            f"choose a number of frames that is a multiple of {tubelet_size}"
+        )
+    return Grid(num_frames // tubelet_size, height // patch_size, width // patch_size)
+
+
+def _sincos(dim: int, positions_N: torch.Tensor) -> torch.Tensor:
+    """Sine-cosine code of 1-D positions (Vaswani et al. 2017, section 3.5), sines first -> (N, dim), float64."""
+    frequencies = 1.0 / 10000 ** (torch.arange(dim // 2, dtype=torch.float64) / (dim / 2.0))
+    angles = positions_N.to(torch.float64)[:, None] * frequencies[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_pos_embed_3d(dim: int, grid: Grid, uniform_power: bool = False) -> torch.Tensor:
+    """Fixed 3-D positions as in V-JEPA -> (1, N, dim) float32; channels are [time, row, column].
+
+    uniform_power gives each axis a third of the channels; otherwise time takes a half, row and column a quarter each.
+    """
+    if dim % 2:
+        raise UserError(f"sin-cos positions need an even width, not {dim}")
+    if uniform_power:
+        dim_t = dim_h = dim_w = math.ceil(dim / 6) * 2
+    else:
+        dim_t, dim_h, dim_w = dim // 2, dim // 4, dim // 4
+        if dim % 8:
+            raise UserError(f"sin-cos positions without uniform_power need a width divisible by 8, not {dim}")
+    t, h, w = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    code = torch.cat([_sincos(d, axis.flatten()) for d, axis in ((dim_t, t), (dim_h, h), (dim_w, w))], dim=1)
+    return code[None, :, :dim].float()
+
+
+def interpolate_pos_embed(pos_1ND: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+    """Positions made for grid `old`, resampled (trilinear) for grid `new` -> (1, new.size, D)."""
+    if old == new:
+        return pos_1ND
+    dim = pos_1ND.shape[-1]
+    volume = pos_1ND.reshape(1, *old, dim).permute(0, 4, 1, 2, 3)
+    scale = tuple(n / o for n, o in zip(new, old))
+    volume = F.interpolate(volume, scale_factor=scale, mode="trilinear")
+    return volume.permute(0, 2, 3, 4, 1).reshape(1, new.size, dim)

@@ -1,0 +1,105 @@
+"""VideoMamba encoder (Li et al. 2024), with VideoMamba's parameter names.
+
+Legend: B batch, C channels, T H W clip, N tokens in raster order, K kept tokens, D width, P patches per frame.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from src.models.backbone import VideoEncoder, mamba_trunk
+from src.models.utils.pos_embs import Grid
+from src.utils.errors import UserError
+
+
+class VideoMamba(VideoEncoder):
+    """Bidirectional selective state-space blocks over tubelets in raster order (space first, then time).
+
+    forward: (B, C, T, H, W) -> (B, N, D), or (B, K, D) under masks (B, K), without the class token.
+    `pos_embed`: 'sincos' (fixed, 3-D), 'learned' (VideoMamba's: per patch plus per tubelet) or 'none'.
+    `cls_token` puts a class token first in the sequence; `num_classes` adds the head that `logits` reads it with.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        in_chans: int = 3,
+        embed_dim: int = 192,
+        depth: int = 24,
+        uniform_power: bool = False,
+        pos_embed: Literal["sincos", "learned", "none"] = "sincos",
+        cls_token: bool = False,
+        num_classes: int = 0,
+        bidirectional: bool = True,
+        d_state: int = 16,
+        drop_path_rate: float = 0.0,
+        halve_directions: bool = False,
+        scan_backend: str = "auto",
+    ) -> None:
+        super().__init__(img_size, patch_size, num_frames, tubelet_size, in_chans, embed_dim, uniform_power)
+        patches = self.grid.h * self.grid.w
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
+        if pos_embed == "sincos":
+            self.add_sincos()
+        elif pos_embed == "learned":
+            self.pos_embed = nn.Parameter(0.02 * torch.randn(1, patches + int(cls_token), embed_dim))
+            self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, self.grid.t, embed_dim))
+        elif pos_embed != "none":
+            raise UserError(f"pos_embed '{pos_embed}' is not known: choose sincos, learned or none")
+        self.pos_kind = pos_embed
+        self.layers, self.norm_f = mamba_trunk(
+            embed_dim,
+            depth,
+            drop_path_rate,
+            d_state=d_state,
+            bidirectional=bidirectional,
+            halve_directions=halve_directions,
+            scan_backend=scan_backend,
+        )
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+
+    def positions(self, grid: Grid) -> torch.Tensor:
+        """Positions for `grid` -> (1, N, D), resampled if the model was made for another grid."""
+        if self.pos_kind == "none":
+            return torch.zeros((), device=self.norm_f.weight.device)
+        if self.pos_kind == "sincos":
+            return super().positions(grid)
+        space_1PD = self.pos_embed[:, -self.grid.h * self.grid.w :]
+        time_1TD = self.temporal_pos_embedding
+        if (grid.h, grid.w) != (self.grid.h, self.grid.w):
+            plane = space_1PD.reshape(1, self.grid.h, self.grid.w, -1).permute(0, 3, 1, 2)
+            plane = F.interpolate(plane, size=(grid.h, grid.w), mode="bicubic", align_corners=False)
+            space_1PD = plane.flatten(2).transpose(1, 2)
+        if grid.t != self.grid.t:
+            time_1TD = F.interpolate(time_1TD.transpose(1, 2), size=grid.t, mode="linear").transpose(1, 2)
+        return (time_1TD[:, :, None] + space_1PD[:, None]).flatten(1, 2)
+
+    def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
+        tokens = self._all_tokens(x_BND)
+        return tokens if self.cls_token is None else tokens[:, 1:]
+
+    def forward_features(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Every token after the final norm, the class token first if there is one -> (B, N or 1 + N, D)."""
+        return self._all_tokens(self.embed(x_BCTHW))
+
+    def logits(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Classification from the class token, or from the mean token without one -> (B, num_classes)."""
+        tokens = self.forward_features(x_BCTHW)
+        return self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
+
+    def _all_tokens(self, x_BND: torch.Tensor) -> torch.Tensor:
+        if self.cls_token is not None:
+            cls = self.cls_token
+            if self.pos_kind == "learned":
+                cls = cls + self.pos_embed[:, :1]
+            x_BND = torch.cat([cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
+        for layer in self.layers:
+            x_BND = layer(x_BND)
+        return self.norm_f(x_BND)

@@ -1,0 +1,41 @@
+"""ViT video encoder (Dosovitskiy et al. 2021; Bardes et al. 2024), with V-JEPA's names of constructor and parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from src.models.backbone import LayerNorm, VideoEncoder, attention_trunk
+
+
+class VisionTransformer(VideoEncoder):
+    """ViT over tubelets. forward: (B, C, T, H, W) -> (B, N, D), or (B, K, D) under masks (B, K)."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_layer: type[nn.Module] = LayerNorm,
+        uniform_power: bool = False,
+        drop_path_rate: float = 0.0,
+        use_sdpa: bool = True,
+    ) -> None:
+        super().__init__(img_size, patch_size, num_frames, tubelet_size, in_chans, embed_dim, uniform_power)
+        self.num_heads = num_heads
+        self.add_sincos()
+        self.blocks, self.norm = attention_trunk(
+            embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, norm_layer, use_sdpa
+        )
+
+    def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.norm(x_BND)
