@@ -1,4 +1,4 @@
-"""Clip-row masking (VideoMamba, Li et al. 2024): whole rows of patches are masked, the same ones in all frames of a clip.
+"""Clip-row masking (VideoMamba, Li et al. 2024): whole rows of patches masked, the same in all frames of a clip.
 
 A row is a contiguous stretch of the scan, so a masked row cannot be copied from a neighbour the scan has just passed.
 """

@@ -20,7 +20,7 @@ Generator = Callable[[int, tuple[int, ...], int], tuple[np.ndarray, np.ndarray]]
 class BaseMaskCollator:
     """Collates samples and draws, per mask config, which tokens are context and which are targets.
 
-    The masks are a function of (seed, step, rank) and the batch size, so workers, their number and resuming do not change
+    The masks are a function of (seed, step, rank) and the batch size: workers, their number and resuming do not change
     them. Subclasses build one generator per config in `make_generator`.
 
     Args:
@@ -60,7 +60,7 @@ class BaseMaskCollator:
         raise NotImplementedError
 
     def masks(self, batch_size: int, step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Context and targets of one step: two lists with an int64 tensor (B, K_i), ascending in each row, per config."""
+        """Context and targets of one step: two lists of int64 tensors (B, K_i), one per config, rows ascending."""
         masks_enc, masks_pred = [], []
         for index, generate in enumerate(self.generators):
             context_BK, target_BM = generate(batch_size, (self.seed, step, index), self.rank)

@@ -1,4 +1,4 @@
-"""No masking: every token is context. Used by the evals, where an encoder called with masks=None sees the whole clip."""
+"""No masking: every token is context. For the evals: an encoder called with masks=None sees the whole clip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 
 class MaskCollator:
-    """Collates samples only. Takes the arguments of the other collators, so that they can be exchanged, and needs none."""
+    """Collates samples only. Takes the arguments of the other collators, so that they are exchangeable; needs none."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass

@@ -1,11 +1,11 @@
 """3-D multi-block masks (V-JEPA, Bardes et al. 2024): targets are the union of blocks, the context is everything else.
 
 The size of the blocks is drawn once per batch, their places per sample, so the number of tokens differs from sample to
-sample and has to be made equal. V-JEPA cuts every index list to the shortest of the batch, and in raster order that removes
-the last frames. Here (`equalize`):
+sample and has to be made equal. V-JEPA cuts every index list to the shortest of the batch, and in raster order that
+removes the last frames. Here (`equalize`):
 
-matched (default)  Draw POOL times as many masks as needed, sort them by size, split the sorted list into consecutive groups
-                   of one batch, and use one group, chosen uniformly. Each mask of the pool is used with the same
+matched (default)  Draw POOL times as many masks as needed, sort them by size, split the sorted list into consecutive
+                   groups of one batch, and use one group, chosen uniformly. Each mask of the pool is used with the same
                    probability, so a sample's mask has the distribution it has without any equalising, and the masks of
                    a batch have nearly the same size. The few tokens of difference are dropped as below.
 random             Down to the smallest of the batch by dropping random tokens; for blocks of full temporal extent, by
@@ -30,7 +30,8 @@ from src.utils.errors import UserError
 
 EQUALIZE = ("matched", "random", "tail")
 POOL = 16  # candidates per sample when matching
-MAX_TRIES = 64  # redraws of a size, and of a pool, before giving up
+MAX_SIZES, MAX_POOLS = 16, 64  # draws of a block size, and of candidates of that size, before giving up
+TRIAL_BATCH = 16
 SHARED = 0  # first key of the draws that all ranks have in common; a rank's own draws use 1 + rank
 
 
@@ -52,8 +53,8 @@ class BlockConfig:
     """One mask. Ranges are (low, high) and drawn from uniformly, once per batch.
 
     num_blocks: blocks per sample. spatial_scale: share of H*W that a block covers. aspect_ratio: height / width.
-    temporal_scale: share of T that a block spans. max_temporal_keep: the context sees only this first share of T (what lies
-    after it is target). max_keep: tokens the context has at most.
+    temporal_scale: share of T that a block spans. max_temporal_keep: the context sees only this first share of T (what
+    lies after it is target). max_keep: tokens the context has at most.
     """
 
     num_blocks: int
@@ -102,11 +103,10 @@ class MultiBlock3D:
         self.context_duration = max(1, int(grid.duration * cfg.max_temporal_keep))
         if int(grid.area * cfg.spatial_scale[1]) < 1:
             raise UserError(
-                f"{where}.spatial_scale {list(cfg.spatial_scale)} of {grid.height}x{grid.width} patches is less than one "
-                f"patch and leaves nothing to predict; raise it to at least {1 / grid.area:.2g}"
+                f"{where}.spatial_scale {list(cfg.spatial_scale)} of {grid.height}x{grid.width} patches is less than "
+                f"one patch and leaves nothing to predict; raise it to at least {1 / grid.area:.2g}"
             )
-        if all(self._covers_context(self._size(0.0, s / 8, a / 8)) for s in range(9) for a in range(9)):
-            raise self._no_context()
+        self(TRIAL_BATCH, (0,), 0)  # a mask that leaves no context fails here, not in the middle of a run
 
     def __call__(self, batch_size: int, key: tuple[int, ...], rank: int) -> tuple[np.ndarray, np.ndarray]:
         """Context (B, K) and targets (B, M): ascending int64 token indices, disjoint in each row.
@@ -115,16 +115,8 @@ class MultiBlock3D:
         step costs, and the slowest rank sets the pace.
         """
         shared, own = generator(*key, SHARED), generator(*key, 1 + rank)
-        size = self._draw_size(shared)
-        # The unit that is kept or dropped: a whole tube where the mask consists of whole tubes, else a token.
-        tubes = (
-            size[0] == self.grid.duration == self.context_duration
-            and self.equalize != "tail"
-            and (self.cfg.max_keep is None or self.cfg.max_keep >= self.grid.duration)
-        )
+        context_BU, tubes = self._draw_contexts(batch_size, shared, own)
         tokens_per_unit = self.grid.duration if tubes else 1
-        context_BU = self._draw_contexts(batch_size, size, tubes, shared.random(), own)
-
         num_context = context_BU.sum(axis=1)
         keep = int(num_context.min())
         if self.cfg.max_keep is not None:
@@ -137,27 +129,49 @@ class MultiBlock3D:
         return context, target
 
     def _draw_contexts(
-        self, batch_size: int, size: tuple[int, int, int], tubes: bool, quantile: float, rng: np.random.Generator
-    ) -> np.ndarray:
-        """One context per sample, (B, U) bool, none of them empty (an empty one is drawn again, as in V-JEPA)."""
+        self, batch_size: int, shared: np.random.Generator, own: np.random.Generator
+    ) -> tuple[np.ndarray, bool]:
+        """One context per sample, (B, U) bool, none of them empty, and whether the units U are tubes."""
         wanted = batch_size * (POOL if self.equalize == "matched" else 1)
-        pool_PU = self._candidates(wanted, size, tubes, rng)
-        for _ in range(MAX_TRIES):
-            if len(pool_PU) >= batch_size:
+        quantile = shared.random()
+        for _ in range(MAX_SIZES):
+            size = self._size(*shared.random(3))
+            tubes = self._whole_tubes(size)
+            pool_PU = self._pool(batch_size, wanted, size, tubes, own)
+            if pool_PU is not None:
                 break
-            pool_PU = np.concatenate([pool_PU, self._candidates(wanted, size, tubes, rng)])
         else:
             raise self._no_context()
         groups = len(pool_PU) // batch_size if self.equalize == "matched" else 1
         pool_PU = pool_PU[: groups * batch_size]
-        if groups == 1:
-            return pool_PU
-        by_size = np.argsort(pool_PU.sum(axis=1), kind="stable")
-        start = int(quantile * groups) * batch_size
-        return pool_PU[np.sort(by_size[start : start + batch_size])]  # in the order drawn: place in batch tells nothing
+        if groups > 1:
+            by_size = np.argsort(pool_PU.sum(axis=1), kind="stable")
+            start = int(quantile * groups) * batch_size
+            # back in the order drawn, so that the place in the batch tells nothing about the mask
+            pool_PU = pool_PU[np.sort(by_size[start : start + batch_size])]
+        return pool_PU, tubes
+
+    def _whole_tubes(self, size: tuple[int, int, int]) -> bool:
+        """Whether tubes are kept or dropped as a whole: where the mask consists of them, and max_keep admits one."""
+        full = size[0] == self.grid.duration == self.context_duration
+        admits = self.cfg.max_keep is None or self.cfg.max_keep >= self.grid.duration
+        return full and admits and self.equalize != "tail"
+
+    def _pool(
+        self, needed: int, wanted: int, size: tuple[int, int, int], tubes: bool, rng: np.random.Generator
+    ) -> np.ndarray | None:
+        """Contexts (P, U) bool, P >= `needed`, without the empty ones; None if blocks of this size hardly leave any."""
+        if size == (self.grid.duration, self.grid.height, self.grid.width):
+            return None
+        pool_PU = self._candidates(wanted, size, tubes, rng)
+        for _ in range(MAX_POOLS):
+            if len(pool_PU) >= needed:
+                return pool_PU
+            pool_PU = np.concatenate([pool_PU, self._candidates(wanted, size, tubes, rng)])
+        return None
 
     def _candidates(self, count: int, size: tuple[int, int, int], tubes: bool, rng: np.random.Generator) -> np.ndarray:
-        """Up to `count` contexts (P, U) bool: the complement of `num_blocks` randomly placed blocks, empty ones left out."""
+        """Up to `count` contexts (P, U) bool: the complement of `num_blocks` blocks placed at random, if not empty."""
         grid, shape = self.grid, (count, self.cfg.num_blocks)
         row_PbH = _intervals(rng.integers(0, grid.height - size[1] + 1, shape), size[1], grid.height)
         col_PbW = _intervals(rng.integers(0, grid.width - size[2] + 1, shape), size[2], grid.width)
@@ -173,13 +187,6 @@ class MultiBlock3D:
         context_PU = ~masked.reshape(count, -1)
         return context_PU[context_PU.any(axis=1)]
 
-    def _draw_size(self, rng: np.random.Generator) -> tuple[int, int, int]:
-        for _ in range(MAX_TRIES):
-            size = self._size(*rng.random(3))
-            if not self._covers_context(size):
-                return size
-        raise self._no_context()
-
     def _size(self, time: float, scale: float, aspect: float) -> tuple[int, int, int]:
         """Block size in tokens (T, H, W) at a place, 0 to 1, within each of the config's ranges."""
         cfg, grid = self.cfg, self.grid
@@ -187,10 +194,6 @@ class MultiBlock3D:
         area, ratio = int(grid.area * _at(cfg.spatial_scale, scale)), _at(cfg.aspect_ratio, aspect)
         height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         return duration, min(max(height, 1), grid.height), min(max(width, 1), grid.width)
-
-    def _covers_context(self, size: tuple[int, int, int]) -> bool:
-        """Whether one block of this size leaves no context wherever it lies. (A shorter one can leave the first frame.)"""
-        return size == (self.grid.duration, self.grid.height, self.grid.width)
 
     def _no_context(self) -> UserError:
         cfg, grid = self.cfg, self.grid

@@ -1,7 +1,7 @@
 """What every kind of mask shares: the token grid, gathering by index, and drawing index sets of equal length.
 
-Legend: B batch, P pool of candidates, U units (whole tubes or single tokens), T tubelets, H W patches, N = T*H*W tokens in
-raster order (time slowest), K kept tokens, D width.
+Legend: B batch, P pool of candidates, U units (whole tubes or single tokens), T tubelets, H W patches, N = T*H*W tokens
+in raster order (time slowest), K kept tokens, D width.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Schedules as pure functions of the optimizer step, so that resuming replays nothing.
 
-A step is one update of the parameters, counted from 0; gradient accumulation does not advance it. `total_steps` is the length
-of the schedule, not of the training: V-JEPA stretches it by `ipe_scale` (1.25) so that training ends before the schedule does
-and the last updates still move (see `schedule_steps`). Past `total_steps` every function keeps its last value.
+A step is one update of the parameters, counted from 0; gradient accumulation does not advance it. `total_steps` is the
+length of the schedule, not of the training: V-JEPA stretches it by `ipe_scale` (1.25) so that training ends before the
+schedule does and the last updates still move (see `schedule_steps`). Past `total_steps` every function
+keeps its last value.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 
 
 def schedule_steps(ipe: int, epochs: int, ipe_scale: float = 1.0) -> int:
-    """Length of the schedules in optimizer steps: `ipe_scale * epochs * ipe`, rounded down. Warm-up is not scaled by it.
+    """Length of the schedules in optimizer steps: `ipe_scale * epochs * ipe`, rounded down. Warm-up is not scaled.
 
     Args:
         ipe: optimizer steps per epoch.
