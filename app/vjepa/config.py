@@ -1,0 +1,269 @@
+"""The keys of a pretraining YAML: V-JEPA's, typed, with V-JEPA's defaults. Additions are marked "(added)".
+
+`SCHEMA` is what app/scaffold.py reads this app's files with. Descriptions here are the documentation of the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from src.utils.config import Section
+from src.utils.fields import (
+    ModelName,
+    PathList,
+    Range,
+    Share,
+    check_divisible,
+    check_range,
+    spell_dataset_type,
+)
+
+MaskType = Literal["multiblock3d", "random_tube", "clip_row"]
+DatasetType = Annotated[
+    Literal["VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset"], BeforeValidator(spell_dataset_type)
+]
+
+
+class DataConfig(Section):
+    """Which clips, and how they are read."""
+
+    dataset_type: DatasetType = Field(
+        "VideoDataset",
+        description="kind of data; MotionDataset is the embedded one and writes itself where it is absent",
+    )
+    mask_type: MaskType = Field("multiblock3d", description="how tokens are chosen to be hidden; see `mask`")
+    datasets: PathList = Field(
+        default_factory=list,
+        description="lists of videos (csv, one `path label` per line), or shards for WebVideoDataset",
+    )
+    datasets_weights: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="how often to draw from each list, relative; unset: in proportion to their lengths"
+    )
+    batch_size: int = Field(..., gt=0, description="clips per process and step")
+    num_clips: int = Field(1, gt=0, description="clips from one video")
+    num_frames: int = Field(16, gt=0, description="frames per clip")
+    tubelet_size: int = Field(2, gt=0, description="frames per token")
+    sampling_rate: int = Field(4, gt=0, description="every how many frames of the video one is taken")
+    crop_size: int = Field(224, gt=0, description="height and width fed to the model, pixels")
+    patch_size: int = Field(16, gt=0, description="height and width of a token, pixels")
+    pin_mem: bool = Field(False, description="page-locked host memory, for faster copies to a GPU")
+    num_workers: int = Field(1, ge=0, description="processes that read data; 0 reads in the training process")
+    filter_short_videos: bool = Field(False, description="skip videos shorter than a clip instead of repeating frames")
+    filter_long_videos: int = Field(10**9, gt=0, description="skip files larger than this, bytes")
+    decode_one_clip: bool = Field(True, description="read only the frames of the clip, not the whole video")
+    clip_duration: float | None = Field(None, gt=0, description="seconds a clip spans; replaces sampling_rate if set")
+    decoder: Literal["auto", "decord", "pyav"] = Field("auto", description="(added) video library; auto: the exact one")
+    allow_pipe: bool = Field(False, description="(added) let shards be `pipe:` commands, which run in a shell")
+    max_skip_fraction: Share = Field(
+        0.2, description="(added) stop the run when more than this share of the videos cannot be read"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        check_divisible("data.crop_size", self.crop_size, "data.patch_size", self.patch_size)
+        check_divisible("data.num_frames", self.num_frames, "data.tubelet_size", self.tubelet_size)
+        if self.datasets_weights is not None and len(self.datasets_weights) != len(self.datasets):
+            raise ValueError(
+                f"data.datasets_weights has {len(self.datasets_weights)} entries "
+                f"for {len(self.datasets)} data.datasets: give one weight for each"
+            )
+        return self
+
+
+class DataAugConfig(Section):
+    """What is done to a clip before it is masked."""
+
+    auto_augment: bool = Field(False, description="RandAugment, the same for every frame of a clip")
+    motion_shift: bool = Field(False, description="let the crop move from the first frame to the last")
+    random_resize_aspect_ratio: Range = Field([0.75, 1.35], description="width to height of the random crop")
+    random_resize_scale: Range = Field([0.3, 1.0], description="area of the random crop, as a share of the frame")
+    reprob: Share = Field(0.0, description="probability of erasing a random box")
+    horizontal_flip: bool = Field(True, description="(added) flip half of the clips; off where left and right matter")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> DataAugConfig:
+        check_range("data_aug.random_resize_aspect_ratio", self.random_resize_aspect_ratio)
+        check_range("data_aug.random_resize_scale", self.random_resize_scale, most=1.0)
+        return self
+
+
+class LoggingConfig(Section):
+    """Where a run writes."""
+
+    folder: str = Field(..., min_length=1, description="folder for logs, checkpoints and the resolved config")
+    write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files of this run")
+    log_every: int = Field(10, gt=0, description="(added) steps between two lines of the log")
+    save_every_epochs: int | None = Field(
+        None, gt=0, description="(added) epochs between two checkpoints that are kept; unset: only the latest is"
+    )
+
+
+class LossConfig(Section):
+    """The distance between predicted and target features."""
+
+    loss_exp: float = Field(1.0, gt=0, description="exponent of the absolute difference; 1 is L1")
+    reg_coeff: float = Field(0.0, ge=0, description="weight of the hinge on the variance of the predictions")
+
+
+class MaskConfig(Section):
+    """One group of masks; which keys it takes depends on data.mask_type."""
+
+    aspect_ratio: Range | None = Field(None, description="multiblock3d: height to width of a block; [0.75, 1.5]")
+    num_blocks: int | None = Field(None, gt=0, description="multiblock3d: blocks, whose union is predicted")
+    spatial_scale: Range | None = Field(None, description="multiblock3d: area of a block, as a share of the frame")
+    temporal_scale: Range | None = Field(None, description="multiblock3d: length of a block, share of the clip; [1, 1]")
+    max_temporal_keep: float | None = Field(
+        None, gt=0, le=1, description="multiblock3d: share of the clip, from its start, that context may come from; 1"
+    )
+    max_keep: int | None = Field(None, gt=0, description="multiblock3d: most context tokens; unset: no limit")
+    ratio: float | None = Field(None, gt=0, lt=1, description="random_tube, clip_row: share of the tokens predicted")
+
+
+_BLOCK_DEFAULTS = {"aspect_ratio": [0.75, 1.5], "temporal_scale": [1.0, 1.0], "max_temporal_keep": 1.0}
+_MASK_KEYS: dict[str, tuple[str, ...]] = {
+    "multiblock3d": (
+        "aspect_ratio",
+        "num_blocks",
+        "spatial_scale",
+        "temporal_scale",
+        "max_temporal_keep",
+        "max_keep",
+    ),
+    "random_tube": ("ratio",),
+    "clip_row": ("ratio",),
+}
+_MASK_REQUIRED = {"multiblock3d": ("num_blocks", "spatial_scale"), "random_tube": ("ratio",), "clip_row": ("ratio",)}
+
+
+class MetaConfig(Section):
+    """Starting, resuming, and how numbers are represented."""
+
+    dead_keys: ClassVar[dict[str, str]] = {"eval_freq": "V-JEPA itself never read it"}
+
+    load_checkpoint: bool = Field(False, description="resume, from read_checkpoint or else the folder's latest")
+    read_checkpoint: str | None = Field(None, description="checkpoint to resume from; a relative path is in the folder")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    use_sdpa: bool = Field(True, description="PyTorch's fused attention; false computes the attention matrix")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of autocast on a GPU")
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, value: object) -> object:
+        return 0 if value is None else value
+
+
+class ModelConfig(Section):
+    """Encoder and predictor."""
+
+    dead_keys: ClassVar[dict[str, str]] = {
+        "use_silu": "it never reached a model in V-JEPA",
+        "tight_silu": "it never reached a model in V-JEPA",
+    }
+
+    model_name: ModelName = Field(..., description="encoder, a name of src/models/registry.py")
+    pred_model_name: ModelName = Field(
+        "vit_tiny", description="(added) predictor's kind, a name of src/models/registry.py"
+    )
+    pred_depth: int = Field(12, gt=0, description="blocks of the predictor")
+    pred_embed_dim: int = Field(384, gt=0, description="width of the predictor")
+    pred_num_heads: int | None = Field(
+        None, gt=0, description="(added) heads of an attention predictor; unset: as V-JEPA"
+    )
+    pred_token_order: Literal["raster", "concat"] = Field(
+        "raster", description="(added) order of context and mask tokens in the predictor; concat: masks last, V-JEPA's"
+    )
+    uniform_power: bool = Field(False, description="split the sin-cos position evenly between time, height and width")
+    use_mask_tokens: bool = Field(False, description="learned mask tokens; false: noised targets stand in for them")
+    zero_init_mask_tokens: bool = Field(True, description="start mask tokens at zero")
+    pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) positions of the encoder")
+    bidirectional: bool = Field(True, description="(added) scan both ways in Mamba blocks")
+    drop_path_rate: float = Field(0.0, ge=0, lt=1, description="(added) stochastic depth of the encoder")
+
+
+class OptimizationConfig(Section):
+    """AdamW and its schedules, which are functions of the optimizer step."""
+
+    ipe: int | None = Field(None, gt=0, description="steps per epoch; unset: as many as the data has")
+    ipe_scale: float = Field(1.0, ge=1, description="how much longer than the run the schedules are laid out")
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of encoder's and predictor's gradient, each")
+    weight_decay: float = Field(0.04, ge=0, description="weight decay at the start")
+    final_weight_decay: float = Field(0.4, ge=0, description="weight decay at the end")
+    epochs: int = Field(..., gt=0, description="length of the run")
+    warmup: float = Field(0, ge=0, description="epochs over which the learning rate rises")
+    start_lr: float = Field(0.0, ge=0, description="learning rate at step 0")
+    lr: float = Field(..., ge=0, description="learning rate after the warmup")
+    final_lr: float = Field(0.0, ge=0, description="learning rate at the end of the schedule")
+    ema: Range = Field([0.998, 1.0], description="momentum of the target encoder, first and last")
+    pred_lr_scale: float = Field(1.0, gt=0, description="(added) predictor's learning rate, relative to the encoder's")
+    accumulate_steps: int = Field(1, gt=0, description="(added) batches whose gradients make one optimizer step")
+    betas: Range = Field([0.9, 0.999], description="AdamW's decay rates of the two moments")
+    eps: float = Field(1e-8, gt=0, description="AdamW's eps")
+
+    @model_validator(mode="after")
+    def _fits(self) -> OptimizationConfig:
+        if not all(0 <= m <= 1 for m in self.ema):
+            raise ValueError(f"optimization.ema={self.ema} must lie in [0, 1]: V-JEPA uses [0.998, 1.0]")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"optimization.betas={self.betas} must lie in [0, 1): AdamW's usual ones are [0.9, 0.999]")
+        if self.warmup > self.epochs:
+            raise ValueError(
+                f"optimization.warmup={self.warmup:g} is longer than optimization.epochs={self.epochs}: "
+                "the learning rate would never be reached"
+            )
+        return self
+
+
+class PretrainConfig(Section):
+    """A whole pretraining YAML."""
+
+    app: str = Field("vjepa", description="folder of app/ whose train.py runs")
+    nodes: int = Field(1, gt=0, description="machines, when launched on SLURM")
+    tasks_per_node: int = Field(1, gt=0, description="processes, that is GPUs, per machine, when launched on SLURM")
+    data: DataConfig
+    data_aug: DataAugConfig = Field(default_factory=DataAugConfig)
+    logging: LoggingConfig
+    loss: LossConfig = Field(default_factory=LossConfig)
+    mask: list[MaskConfig] = Field(..., min_length=1)
+    meta: MetaConfig = Field(default_factory=MetaConfig)
+    model: ModelConfig
+    optimization: OptimizationConfig
+
+    @model_validator(mode="after")
+    def _masks(self) -> PretrainConfig:
+        """Hold each mask to the keys of its type and fill in that type's defaults."""
+        kind = self.data.mask_type
+        for i, mask in enumerate(self.mask):
+            for key in MaskConfig.model_fields:
+                if key not in _MASK_KEYS[kind] and getattr(mask, key) is not None:
+                    raise ValueError(f"mask.{i}.{key} means nothing for data.mask_type={kind}, which takes "
+                                     f"{', '.join(_MASK_KEYS[kind])}")  # fmt: skip
+            for key in _MASK_REQUIRED[kind]:
+                if getattr(mask, key) is None:
+                    raise ValueError(f"mask.{i}.{key} is not set: data.mask_type={kind} needs it")
+            if kind != "multiblock3d":
+                continue
+            for key, default in _BLOCK_DEFAULTS.items():
+                if getattr(mask, key) is None:
+                    setattr(mask, key, default)
+            check_range(f"mask.{i}.aspect_ratio", mask.aspect_ratio)
+            check_range(f"mask.{i}.spatial_scale", mask.spatial_scale, most=1.0)
+            check_range(f"mask.{i}.temporal_scale", mask.temporal_scale, most=1.0)
+        return self
+
+    def mask_dicts(self) -> list[dict[str, Any]]:
+        """The masks as MaskCollator wants them: one plain dict per group, with the keys of data.mask_type only."""
+        keys = _MASK_KEYS[self.data.mask_type]
+        return [{key: getattr(mask, key) for key in keys} for mask in self.mask]
+
+    def not_ready(self) -> str | None:
+        if self.data.datasets and all(self.data.datasets):
+            return None
+        return (
+            "data.datasets is not set: point it at your list of training videos "
+            "(or pass data.datasets=[/path/to/train.csv])"
+        )
+
+
+SCHEMA = PretrainConfig

@@ -1,0 +1,240 @@
+"""Read a YAML file into a typed, strict configuration; every mistake is one line that names the key and the file.
+
+A schema is a tree of `Section` models. Keys are written dotted (`optimization.lr`, `mask.0.num_blocks`), in messages as
+in the overrides of a command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from src.utils.errors import UserError, one_line
+from src.utils.logging import get_logger
+from src.utils.yaml_io import apply_overrides, kind_of, read_mapping
+
+logger = get_logger(__name__)
+
+
+class Section(BaseModel):
+    """Base of every part of a schema: no unknown keys, no conversion between types, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    # Keys that other people's files carry although nothing reads them: dropped with one warning. Name -> why.
+    dead_keys: ClassVar[dict[str, str]] = {}
+
+    def not_ready(self) -> str | None:
+        """What a run still needs that only its user knows (one line that starts with the key), or None."""
+        return None
+
+
+SchemaT = TypeVar("SchemaT", bound=Section)
+
+
+def load_config(path: str | Path, schema: type[SchemaT], overrides: Sequence[str] = ()) -> SchemaT:
+    """Read, override and validate a config file.
+
+    Args:
+        path: the YAML file.
+        schema: what it must look like.
+        overrides: `dotted.key=value` strings, later ones win.
+
+    Raises:
+        UserError: one line that names the file (or the command line), the dotted key, and what to do.
+    """
+    raw = read_mapping(path)
+    overridden = apply_overrides(raw, overrides)
+    return from_dict(raw, schema, str(path), overridden)
+
+
+def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridden: set[str] | None = None) -> SchemaT:
+    """Validate a plain dict; `source` names it in messages, `overridden` holds the keys a command line set.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    dead: list[str] = []
+    raw = _without_dead_keys(raw, schema, "", dead)
+    if dead:
+        logger.warning(f"{source}: ignored, as nothing reads them: {', '.join(dead)}")
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    # A misspelt key often comes with a "missing" one: the misspelling is the one to show.
+    problems.sort(key=lambda p: p["type"] != "extra_forbidden")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise UserError(_describe(problems[0], schema, source, overridden or set()) + more)
+
+
+def check_ready(config: Section, source: str) -> None:
+    """Refuse a config that loads but leaves out what only its user knows, as the place of the data.
+
+    Raises:
+        UserError: names the file and the key.
+    """
+    missing = config.not_ready()
+    if missing:
+        raise UserError(f"{source}: {missing}")
+
+
+def save_config(config: Section, path: str | Path) -> None:
+    """Write the resolved config, every default included, so that `load_config` reads it back; atomic.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _without_dead_keys(raw: Any, schema: type[Section] | None, prefix: str, dead: list[str]) -> Any:
+    """Copy `raw` without the keys that `schema` lists as dead, and append their dotted names to `dead`."""
+    if schema is None:
+        return raw
+    if isinstance(raw, list):
+        return [_without_dead_keys(item, schema, f"{prefix}{i}.", dead) for i, item in enumerate(raw)]
+    if not isinstance(raw, dict):
+        return raw
+    kept = {}
+    for key, value in raw.items():
+        if key in schema.dead_keys:
+            dead.append(f"{prefix}{key} ({schema.dead_keys[key]})")
+            continue
+        field = schema.model_fields.get(key)
+        kept[key] = _without_dead_keys(value, _section_of(field.annotation) if field else None, f"{prefix}{key}.", dead)
+    return kept
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section inside `S`, `S | None` or `list[S]`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType, typing.Annotated):
+        for part in typing.get_args(annotation):
+            found = _section_of(part)
+            if found:
+                return found
+    return None
+
+
+def known_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a schema with its pydantic field, sections before what they hold; `*` stands for an index."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name, field
+        inner = _section_of(field.annotation)
+        if inner:
+            star = "*." if typing.get_origin(field.annotation) is list else ""
+            yield from known_keys(inner, f"{prefix}{name}.{star}")
+
+
+def key_table(schema: type[Section]) -> list[tuple[str, str, str, str]]:
+    """Rows (dotted key, type, default, description) of every value of a schema, for documentation and `--keys`."""
+    rows = []
+    for key, field in known_keys(schema):
+        if _section_of(field.annotation):
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if default is PydanticUndefined else yaml.safe_dump(default, default_flow_style=True)
+        kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
+        kind = re.sub(r"typing\.(Literal)?", "", kind)
+        rows.append((key, kind, shown.replace("\n...\n", "").strip(), field.description or ""))
+    return rows
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text (put it in quotes)",
+    "list_type": "a list, as in [a, b]",
+    "dict_type": "a section of 'key: value' lines",
+    "model_type": "a section of 'key: value' lines",
+    "model_attributes_type": "a section of 'key: value' lines",
+    "finite_number": "a finite number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    "string_too_short": "text that is not empty",
+    "literal_error": "one of {expected}",
+}
+
+
+def _given(value: Any) -> str:
+    """A value as it was given, shortened, with its kind where the value alone may mislead (`'1'` is text)."""
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{text} ({kind_of(value)})" if isinstance(value, (str, bool)) else text
+
+
+def _describe(problem: ErrorDetails, schema: type[Section], source: str, overridden: set[str]) -> str:
+    """One pydantic problem as one line: where from, which key, what is wrong, what to do."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if any(key == k or key.startswith(f"{k}.") for k in overridden):
+        source = "command line"
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: unknown key {key}{_nearest(problem['loc'], schema)}"
+    if problem["type"] == "missing":
+        return f"{source}: {key} is not set"
+    if problem["type"] == "value_error":
+        # A check across several keys names them itself; a check of one value gets its key put in front.
+        text = one_line(problem["ctx"]["error"])
+        return (
+            f"{source}: {text}"
+            if problem["input"].__class__ in (dict, schema) or not key
+            else f"{source}: {key}: {text}"
+        )
+    template = _EXPECTED.get(problem["type"])
+    expected = template.format(**problem.get("ctx", {})) if template else one_line(problem["msg"])
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        options = re.findall(r"'([^']*)'", expected)
+        hint = _did_you_mean(problem["input"], options)
+    return f"{source}: {key}: expected {expected}, got {_given(problem['input'])}{hint}"
+
+
+def _nearest(loc: tuple[int | str, ...], schema: type[Section]) -> str:
+    """The known key that an unknown one at `loc` was probably meant to be, as the end of a sentence."""
+    section: type[Section] | None = schema
+    for part in loc[:-1]:
+        if isinstance(part, str) and section and part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation)
+    wrong, prefix = str(loc[-1]), "".join(f"{part}." for part in loc[:-1])
+    siblings = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(wrong, siblings, n=1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    everywhere = {key.rsplit(".", 1)[-1]: key.replace("*", "0") for key, _ in reversed(list(known_keys(schema)))}
+    close = difflib.get_close_matches(wrong, everywhere, n=1, cutoff=0.7)
+    if close:
+        return f"; did you mean {everywhere[close[0]]}?"
+    return f"; known here: {', '.join(siblings)}"
+
+
+def _did_you_mean(wrong: str, options: Sequence[str]) -> str:
+    """`; did you mean X?` for the option nearest to `wrong`, or nothing."""
+    close = difflib.get_close_matches(wrong, options, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

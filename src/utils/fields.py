@@ -1,0 +1,59 @@
+"""Kinds of values that more than one schema uses. Nothing slow: the table of models is imported to check a name only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_model_name(name: str) -> str:
+    from src.models.registry import BACKBONES  # imports torch, which takes seconds: not for --help
+
+    if name not in BACKBONES:
+        raise ValueError(f"there is no model '{name}'; models: {', '.join(BACKBONES)}")
+    return name
+
+
+def _none_is_empty(value: object) -> object:
+    return [] if value is None else value
+
+
+ModelName = Annotated[str, AfterValidator(_check_model_name)]
+PathList = Annotated[list[str], BeforeValidator(_none_is_empty)]  # `key:` with nothing after it is an empty list
+
+# V-JEPA compares these without regard to case, and so do files written for it.
+_DATASET_TYPES = ("VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset")
+
+
+def spell_dataset_type(value: object) -> object:
+    """Give a type of data set its usual spelling where only the case differs."""
+    spelling = {name.lower(): name for name in _DATASET_TYPES}
+    return spelling.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def check_divisible(key: str, value: int, by_key: str, by: int) -> None:
+    """Refuse a size that does not split into whole tokens.
+
+    Raises:
+        ValueError: names both keys and the nearest sizes that would do.
+    """
+    if value % by:
+        below = value // by * by
+        near = f"{below} or {below + by}" if below else str(by)
+        raise ValueError(f"{key}={value} is not divisible by {by_key}={by}: use {near}")
+
+
+def check_range(key: str, pair: list[float] | None, most: float | None = None) -> None:
+    """Refuse a [low, high] pair that is not 0 < low <= high <= most.
+
+    Raises:
+        ValueError: names the key and the rule.
+    """
+    low, high = pair or (0.0, 0.0)
+    if not 0 < low <= high or (most is not None and high > most):
+        limit = f" <= {most:g}" if most is not None else ""
+        raise ValueError(f"{key}={pair} must be [low, high] with 0 < low <= high{limit}")

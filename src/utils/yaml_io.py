@@ -1,0 +1,137 @@
+"""YAML in: numbers read as people write them, mistakes named with file and line, `key=value` overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.utils.errors import UserError, one_line
+
+
+def kind_of(value: Any) -> str:
+    """What a YAML value is, in the words of its user."""
+    if value is None:
+        return "nothing"
+    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "a section"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that refuses a key given twice and reads `1e-4` as the number it is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' was already given in line {seen[key]}", key_node.start_mark
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1, which PyYAML follows, wants a dot and a signed exponent in every float and reads 1e-4 and 3.0e4 as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse one YAML document.
+
+    Raises:
+        UserError: not YAML, or a key given twice; names `source` and the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise UserError(f"{source}:{line} not valid YAML: {one_line(error.problem or error.context)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {one_line(error)}") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file, whatever it holds.
+
+    Raises:
+        UserError: no such file, not readable, or not YAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+        raise UserError(f"{path}: no such file{hint}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a YAML file (not UTF-8 text)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse_yaml(text, str(path))
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that must hold `key: value` lines.
+
+    Raises:
+        UserError: as `read_yaml`, and when the file holds something else or nothing.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        found = "is empty" if raw is None else f"holds {kind_of(raw)}"
+        raise UserError(f"{path}: {found}, where a config of 'key: value' lines is expected")
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> set[str]:
+    """Set `dotted.key=value` pairs in `raw`, in place; values are YAML, list entries are addressed by their index.
+
+    Returns:
+        The dotted keys that were set, so that a later complaint can say where the value came from.
+
+    Raises:
+        UserError: not of that form, or a path through something that is no section or list.
+    """
+    keys = set()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not key or not all(key.split(".")):
+            raise UserError(f"command line: '{override}' is not of the form key=value, as in optimization.lr=3e-4")
+        _set(raw, key, parse_yaml(text, f"command line: {key}"))
+        keys.add(key)
+    return keys
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key, making the sections on the way that the file left out."""
+    at: Any = raw
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[:depth])
+        last = depth == len(parts) - 1
+        if isinstance(at, list):
+            if not part.isdecimal() or int(part) >= len(at):
+                raise UserError(f"command line: {key}: {here} has entries 0 to {len(at) - 1}, not '{part}'")
+            index: Any = int(part)
+        elif isinstance(at, dict):
+            index = part
+            if not last and at.get(part) is None:
+                at[part] = {}
+        else:
+            raise UserError(f"command line: {key}: {here} is {kind_of(at)}, it has no '{part}'")
+        if last:
+            at[index] = value
+        else:
+            at = at[index]
