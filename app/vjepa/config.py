@@ -7,23 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from src.utils.config import Section
 from src.utils.fields import (
+    DatasetType,
     ModelName,
     PathList,
     Range,
     Share,
     check_divisible,
     check_range,
-    spell_dataset_type,
 )
 
 MaskType = Literal["multiblock3d", "random_tube", "clip_row"]
-DatasetType = Annotated[
-    Literal["VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset"], BeforeValidator(spell_dataset_type)
-]
 
 
 class DataConfig(Section):

@@ -212,7 +212,7 @@ def _describe(problem: ErrorDetails, schema: type[Section], source: str, overrid
     hint = ""
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         options = re.findall(r"'([^']*)'", expected)
-        hint = _did_you_mean(problem["input"], options)
+        hint = did_you_mean(problem["input"], options)
     return f"{source}: {key}: expected {expected}, got {_given(problem['input'])}{hint}"
 
 
@@ -234,7 +234,7 @@ def _nearest(loc: tuple[int | str, ...], schema: type[Section]) -> str:
     return f"; known here: {', '.join(siblings)}"
 
 
-def _did_you_mean(wrong: str, options: Sequence[str]) -> str:
+def did_you_mean(wrong: str, options: Sequence[str]) -> str:
     """`; did you mean X?` for the option nearest to `wrong`, or nothing."""
     close = difflib.get_close_matches(wrong, options, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,8 +1,8 @@
-"""Kinds of values that more than one schema uses. Nothing slow: the table of models is imported to check a name only."""
+"""Kinds of values that more than one schema uses. Imports nothing slow, but the table of models to check a name."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -25,14 +25,16 @@ def _none_is_empty(value: object) -> object:
 ModelName = Annotated[str, AfterValidator(_check_model_name)]
 PathList = Annotated[list[str], BeforeValidator(_none_is_empty)]  # `key:` with nothing after it is an empty list
 
-# V-JEPA compares these without regard to case, and so do files written for it.
-_DATASET_TYPES = ("VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset")
+
+def _spell_dataset_type(value: object) -> object:
+    """V-JEPA compares these without regard to case, and so do files written for it."""
+    names = {name.lower(): name for name in ("VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset")}
+    return names.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def spell_dataset_type(value: object) -> object:
-    """Give a type of data set its usual spelling where only the case differs."""
-    spelling = {name.lower(): name for name in _DATASET_TYPES}
-    return spelling.get(value.lower(), value) if isinstance(value, str) else value
+DatasetType = Annotated[
+    Literal["VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset"], BeforeValidator(_spell_dataset_type)
+]
 
 
 def check_divisible(key: str, value: int, by_key: str, by: int) -> None:
