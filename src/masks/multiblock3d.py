@@ -7,10 +7,12 @@ removes the last frames. Here (`equalize`):
 matched (default)  Draw POOL times as many masks as needed, sort them by size, split the sorted list into consecutive
                    groups of one batch, and use one group, chosen uniformly. Each mask of the pool is used with the same
                    probability, so a sample's mask has the distribution it has without any equalising, and the masks of
-                   a batch have nearly the same size. The few tokens of difference are dropped as below.
+                   a batch have nearly the same size. The few tokens of difference are dropped as below: with V-JEPA's
+                   masks and 24 clips, 3 to 6 % of the context and 1 to 2 % of the targets.
 random             Down to the smallest of the batch by dropping random tokens; for blocks of full temporal extent, by
-                   dropping random spatial positions in all frames.
-tail               V-JEPA's truncation, for comparison.
+                   dropping random spatial positions in all frames. The larger the batch, the smaller its smallest:
+                   37 % (short range) and 66 % (long range) of the context, 24 % and 13 % of the targets.
+tail               V-JEPA's truncation, for comparison: the same numbers, all of them the last frames.
 
 A dropped token is neither context nor target.
 """
