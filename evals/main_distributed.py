@@ -1,0 +1,24 @@
+"""`python -m evals.main_distributed --fname ... --folder ... --partition ...`: judge a pretrained encoder on a SLURM cluster."""
+
+from __future__ import annotations
+
+from evals import scaffold
+from src.utils.cli import run_on_cluster
+from src.utils.errors import run_cli
+
+EXAMPLE = "configs/evals/vm_tiny_motion.yaml"
+
+
+def main() -> int:
+    """The command line. Returns the exit code."""
+    return run_on_cluster(
+        "evals.main_distributed",
+        "Judge a pretrained encoder on a SLURM cluster: one job per YAML, nodes and tasks_per_node from the YAML.",
+        EXAMPLE,
+        scaffold.load,
+        scaffold.main,
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)

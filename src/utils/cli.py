@@ -1,0 +1,166 @@
+"""The two command lines that app and evals share: run here (`main`) and run on a cluster (`main_distributed`).
+
+Nothing here imports torch, so that `--help` and most mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from src.utils.config import Section, check_ready, did_you_mean, key_table
+from src.utils.errors import UserError
+
+Load = Callable[[str, Sequence[str]], tuple[str, Section]]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are UserErrors, and which collects `key=value` words from anywhere."""
+
+    def __init__(self, module: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m {module}",
+            description=description,
+            allow_abbrev=False,
+            usage="%(prog)s --fname FILE [options] [key=value ...]",
+            epilog="key=value sets a key of the file for this run, as in optimization.lr=3e-4 data.datasets=[a.csv] "
+            "mask.0.num_blocks=4.",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message} (see --help)")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse; the words with a `=` that are no option's go to `.overrides`.
+
+        Raises:
+            UserError: an option that does not exist, or a word that is neither an option nor key=value.
+        """
+        args, rest = self.parse_known_args(argv)
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        for word in rest:
+            if word.startswith("-"):
+                name = word.split("=")[0]
+                raise UserError(f"command line: there is no option {name}{did_you_mean(name, options)} (see --help)")
+        # `--devices cpu cpu key=value`: the list of devices takes in every word up to the next option.
+        swallowed = [word for word in getattr(args, "devices", None) or [] if "=" in word]
+        if swallowed:
+            args.devices = [word for word in args.devices if "=" not in word]
+        args.overrides = swallowed + rest
+        return args
+
+
+def add_fname(parser: Parser, example: str) -> None:
+    """The option that both command lines have."""
+    parser.add_argument("--fname", metavar="FILE", help=f"the run's YAML, as {example}")
+
+
+def run_here(
+    module: str, description: str, example: str, load: Load, target: Callable[..., None], schemas: Callable[[], dict]
+) -> int:
+    """`python -m app.main` and `python -m evals.main`: one process per device of this machine.
+
+    Args:
+        module, description, example: for the help.
+        load: (path, overrides) -> (name, config).
+        target: called in each process as target(name, config).
+        schemas: name -> schema, for --keys.
+
+    Returns:
+        The exit code.
+    """
+    parser = Parser(module, description)
+    add_fname(parser, example)
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        metavar="DEVICE",
+        help="one process per device: cuda:0 cuda:1, or cpu, or cpu cpu (default: every GPU, or cpu where there is none)",
+    )
+    parser.add_argument("--keys", action="store_true", help="list every key of the YAML with its default, and stop")
+    args = parser.parse(None)
+    if args.keys:
+        return print_keys(schemas())
+    if args.fname is None:
+        parser.error(f"--fname is missing: name a config, as {example}")
+    name, config = load(args.fname, args.overrides)
+    check_ready(config, args.fname)
+    from src.utils.launch import run_local
+
+    return run_local(target, args.devices, (name, config))
+
+
+def print_keys(schemas: dict[str, type[Section]]) -> int:
+    """Print key, default and meaning of every value of each schema."""
+    for name, schema in schemas.items():
+        print(f"{name}:")
+        for key, kind, default, description in key_table(schema):
+            print(f"  {key} = {default}\n      {description} ({kind})")
+    return 0
+
+
+def run_on_cluster(module: str, description: str, example: str, load: Load, target: Callable[..., Any]) -> int:
+    """`python -m app.main_distributed` and the same for evals: jobs through submitit.
+
+    The arguments are those of `run_here`. Returns the exit code.
+    """
+    parser = Parser(module, description)
+    add_fname(parser, example)
+    parser.add_argument("--folder", metavar="DIR", help="folder for the jobs' own logs, seen by every node (required)")
+    parser.add_argument("--batch-launch", action="store_true", help="FILE is a list of YAMLs: submit one job for each")
+    parser.add_argument("--cluster", choices=["slurm", "local", "debug"], default="slurm",
+                        help="slurm (default); local: processes on this machine; debug: inside this process")  # fmt: skip
+    parser.add_argument("--partition", help="partition (queue) to submit to")
+    parser.add_argument("--account", help="account to charge")
+    parser.add_argument("--qos", help="quality of service")
+    parser.add_argument("--constraint", help="features that the nodes must have")
+    parser.add_argument("--exclude", help="nodes not to use")
+    parser.add_argument("--time", type=int, default=4300, metavar="MINUTES", help="time limit, minutes (default 4300)")
+    parser.add_argument("--mem-per-gpu", metavar="SIZE", help="memory per GPU, as 55G (default: the cluster's)")
+    parser.add_argument("--cpus-per-task", type=int, default=10, metavar="N", help="cores per process (default 10)")
+    parser.add_argument("--gpus-per-node", type=int, metavar="N",
+                        help="GPUs to ask for per node (default: tasks_per_node of the YAML; 0: train on CPUs)")  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be submitted, and stop"
+    )
+    args = parser.parse(None)
+    for option in ("fname", "folder"):
+        if getattr(args, option) is None:
+            parser.error(f"--{option} is missing")
+    from src.utils.launch import Resources, submit
+
+    files = config_list(args.fname) if args.batch_launch else [args.fname]
+    runs = []
+    for file in files:
+        name, config = load(file, args.overrides)
+        check_ready(config, file)
+        runs.append((file, name, config))
+    resources = Resources(
+        cluster=args.cluster,
+        folder=args.folder,
+        partition=args.partition,
+        account=args.account,
+        qos=args.qos,
+        constraint=args.constraint,
+        exclude=args.exclude,
+        minutes=args.time,
+        mem_per_gpu=args.mem_per_gpu,
+        cpus_per_task=args.cpus_per_task,
+        gpus_per_node=args.gpus_per_node,
+    )
+    return submit(target, runs, resources, dry_run=args.dry_run)
+
+
+def config_list(path: str) -> list[str]:
+    """The YAML files that a `--batch-launch` file lists.
+
+    Raises:
+        UserError: the file is not a list of names.
+    """
+    from src.utils.yaml_io import read_yaml
+
+    files = read_yaml(path)
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        raise UserError(f"{path}: --batch-launch wants a YAML list of config files ('- configs/pretrain/vm_tiny.yaml')")
+    return files
