@@ -13,23 +13,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import fcntl
 import functools
-import hashlib
+import importlib.metadata
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from src.datasets.motion_scene import CLASSES, REVERSED, SceneConfig, render_clip
+from src.datasets.motion_store import KIND, SPLITS, check_motion, digest_of, put_in_place, settled, temporary_sibling
 from src.utils.errors import UserError, run_cli
 
 __all__ = [
@@ -43,9 +40,9 @@ __all__ = [
     "write_motion",
 ]
 
-KIND = "motion-digits"
 FORMAT = 1  # raised when the same settings would give other clips than before
-SPLITS = ("train", "val")
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EBUSY, errno.EXDEV}
 VAL_SHARE = 0.25  # of the digit images of each digit
 
 
@@ -104,82 +101,9 @@ def encode(path: Path, clip: np.ndarray, fps: int) -> None:
         container.mux(stream.encode(None))
 
 
-# --- What a set is
-
-
 def _spec(scene: SceneConfig, train: int, val: int, seed: int) -> dict:
     spec = {"format": FORMAT, "train": train, "val": val, "seed": seed, "scene": dataclasses.asdict(scene)}
     return json.loads(json.dumps(spec))  # tuples become lists, as they will be when read back
-
-
-def _differences(found: dict, wanted: dict) -> list[str]:
-    def flat(spec: dict) -> dict:
-        return {
-            **{k: v for k, v in spec.items() if k != "scene"},
-            **{f"scene.{k}": v for k, v in spec["scene"].items()},
-        }
-
-    a, b = flat(found), flat(wanted)
-    return [
-        f"{key} {a.get(key)} there, {b.get(key)} asked"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    ]
-
-
-def read_manifest(root: Path) -> dict | None:
-    """The manifest of the set at `root`, None where nothing is, UserError where something is that is not ours."""
-    try:
-        text = (root / "manifest.json").read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return None
-        raise UserError(f"{root} exists and is not a motion data set: choose another folder, or move it away") from None
-    try:
-        manifest = json.loads(text)
-    except json.JSONDecodeError:
-        manifest = None
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise UserError(
-            f"{root / 'manifest.json'} is not a motion data set's manifest: remove {root}, or choose another folder"
-        )
-    return manifest
-
-
-def _is_complete(root: Path, manifest: dict) -> bool:
-    """Whether every file is there with its size (`check_motion` reads them too)."""
-    sizes = {}
-    for folder in ("", *(f"videos/{split}/" for split in SPLITS)):
-        if not (root / folder).is_dir():
-            return False
-        with os.scandir(root / folder) as entries:
-            sizes.update({folder + entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
-    return all(sizes.get(name) == size for name, (size, _) in manifest["files"].items())
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    data = path.read_bytes()
-    return len(data), hashlib.sha256(data).hexdigest()
-
-
-def check_motion(root: str | Path) -> int:
-    """Verify every checksum of the set at `root`: the number of files, or UserError naming the first bad one."""
-    root = Path(root)
-    manifest = read_manifest(root)
-    if manifest is None:
-        raise UserError(f"{root} holds no motion data set: write it with python -m src.datasets.motion --out {root}")
-    for name, (size, digest) in sorted(manifest["files"].items()):
-        path = root / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing: remove {root} and write it again")
-        if _digest(path) != (size, digest):
-            raise UserError(
-                f"{path} is not what was written (size or sha256 differs): remove {root} and write it again"
-            )
-    return len(manifest["files"])
-
-
-# --- Writing
 
 
 def _write_share(folder: Path, jobs: list[tuple[str, int]], seed: int, scene: SceneConfig, send: Callable) -> None:
@@ -187,7 +111,7 @@ def _write_share(folder: Path, jobs: list[tuple[str, int]], seed: int, scene: Sc
         clip, label, digit = render_index(split, index, seed, scene)
         name = f"videos/{split}/{index:06d}.mp4"
         encode(folder / name, clip, scene.fps)
-        send((split, index, name, label, digit, *_digest(folder / name)))
+        send((split, index, name, label, digit, *digest_of(folder / name)))
 
 
 def _worker(
@@ -195,8 +119,10 @@ def _worker(
 ) -> None:
     try:
         _write_share(folder, jobs, seed, scene, pipe.send)
-    except BrokenPipeError:  # the parent is gone, and what is written here is of no use to anyone
+    except (BrokenPipeError, KeyboardInterrupt):  # the parent is gone or going, and this share is of no use to anyone
         sys.exit(1)
+    except OSError as error:
+        pipe.send(OSError(error.errno, error.strerror, error.filename))
 
 
 def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, workers: int) -> Iterator[tuple]:
@@ -223,10 +149,14 @@ def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, worker
         while left:
             for pipe in multiprocessing.connection.wait(left):
                 try:
-                    yield pipe.recv()
-                    done += 1
+                    row = pipe.recv()
                 except EOFError:
                     left.remove(pipe)
+                    continue
+                if isinstance(row, OSError):
+                    raise row
+                yield row
+                done += 1
         if done != len(jobs):
             raise RuntimeError(
                 f"a process writing {folder} ended early: {done} of {len(jobs)} clips (its error is above)"
@@ -239,9 +169,6 @@ def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, worker
 
 def _fill(folder: Path, spec: dict, scene: SceneConfig, workers: int, progress: Callable[[], None] | None) -> None:
     """Write a whole set into an empty folder."""
-    import av
-    import sklearn
-
     counts = {split: spec[split] for split in SPLITS}
     for split in SPLITS:
         (folder / "videos" / split).mkdir(parents=True)
@@ -255,68 +182,15 @@ def _fill(folder: Path, spec: dict, scene: SceneConfig, workers: int, progress: 
     for split in SPLITS:
         for name, column in ((f"{split}.csv", 3), (f"{split}_digit.csv", 4)):
             (folder / name).write_text("".join(f"{row[2]} {row[column]}\n" for row in rows if row[0] == split))
-            files[name] = _digest(folder / name)
+            files[name] = digest_of(folder / name)
     manifest = {
         "kind": KIND,
         "spec": spec,
         "classes": CLASSES,
-        "versions": {"av": av.__version__, "numpy": np.__version__, "scikit-learn": sklearn.__version__},
+        "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy", "scikit-learn")},
         "files": {name: list(files[name]) for name in sorted(files)},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-
-
-@contextmanager
-def _temporary_sibling(root: Path) -> Iterator[Path]:
-    """A folder beside `root`, locked while this process lives and removed at the end, as those of the dead are."""
-    prefix = f".{root.name}.tmp-"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    for stale in root.parent.glob(prefix + "*"):
-        with _locked(stale / "lock", create=False) as held:
-            if held:
-                shutil.rmtree(stale, ignore_errors=True)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
-        with _locked(folder / "lock", create=True) as held:
-            if not held:  # another writer took it for a stale one just as it was made
-                continue
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            return
-
-
-@contextmanager
-def _locked(path: Path, create: bool) -> Iterator[bool]:
-    """Whether this process got the lock; the system drops it when the process ends, however it ends."""
-    try:
-        handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        held = False
-    try:
-        yield held
-    finally:
-        os.close(handle)
-
-
-def _settled(root: Path, spec: dict) -> bool:
-    """True where the complete set of this spec is; UserError where something else is; False where it can be written."""
-    manifest = read_manifest(root)
-    if manifest is None:
-        return False
-    if manifest["spec"] != spec:
-        what = "; ".join(_differences(manifest["spec"], spec)[:3])
-        raise UserError(
-            f"{root} holds a motion data set with other settings ({what}): remove it, or choose another folder"
-        )
-    return _is_complete(root, manifest)
 
 
 def write_motion(
@@ -331,41 +205,33 @@ def write_motion(
     """Make sure that `root` holds this data set, whole: True if it was written now, False if it was there.
 
     A folder with anything else in it is refused with UserError and left as it is. `workers` processes write (None: one
-    per core, at most 8; started by spawn, so a script that calls this needs the usual `__main__` guard); 1 writes in
-    this process. `progress` is called once per clip. Any number of processes may do this at once.
+    per core, at most 8; started by spawn, so a script that calls this needs the usual `__main__` guard), or this
+    process alone if 1. `progress` is called once per clip. Any number of processes may do this at once.
     """
     root = Path(root)
+    if root.is_symlink():  # a folder cannot be renamed onto a link
+        root = root.resolve()
     if train < 1 or val < 1:
         raise UserError(f"a motion data set needs at least one clip in each split, got train={train}, val={val}")
+    if seed < 0:
+        raise UserError(f"a motion data set's seed is 0 or more, got {seed}")
     spec = _spec(scene, train, val, seed)
-    if _settled(root, spec):
-        return False
     if workers is None:
         workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if multiprocessing.current_process().daemon:  # such a process may have no children
+        workers = 1
     try:
-        with _temporary_sibling(root) as folder:
-            fresh = folder / "set"
-            fresh.mkdir()
-            _fill(fresh, spec, scene, workers, progress)
-            for attempt in range(8):
-                try:
-                    fresh.rename(root)
-                    return True
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                # Something is there by now: another writer's set, or a damaged one of ours to move aside.
-                if _settled(root, spec):
-                    return False
-                try:
-                    root.rename(folder / f"damaged-{attempt}")
-                except FileNotFoundError:
-                    continue
-            raise RuntimeError(f"{root} keeps changing while it is being written")
-    except PermissionError as error:
-        raise UserError(
-            f"cannot write {error.filename or root}: {error.strerror}; choose a folder you may write to"
-        ) from error
+        if settled(root, spec):
+            return False
+        with temporary_sibling(root) as folder:
+            whole = folder / "set"
+            whole.mkdir()
+            _fill(whole, spec, scene, workers, progress)
+            return put_in_place(whole, root, spec, folder / "damaged")
+    except OSError as error:
+        if error.errno not in _DISK_FULL | _NOT_WRITABLE:
+            raise
+        raise UserError(f"cannot write {error.filename or root}: {error.strerror}; choose another folder") from error
 
 
 def ensure_motion(root: str | Path, **settings: object) -> bool:

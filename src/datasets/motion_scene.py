@@ -184,7 +184,7 @@ def draw_object(phases: np.ndarray, mask: np.ndarray, glyph_size: float, axis: f
     return canvas * opacity[:, None, None].astype(np.float32)
 
 
-def _ink(rng: np.random.Generator, spread: float = 0.25) -> np.ndarray:
+def _ink(rng: np.random.Generator, spread: float = 0.2) -> np.ndarray:
     """A random bright or dark colour (3,), away from the backgrounds' middle greys."""
     shade = rng.uniform(0, spread, 3)
     return shade if rng.random() < 0.5 else 1 - shade
@@ -203,7 +203,7 @@ def draw_world(rng: np.random.Generator, scene: SceneConfig) -> np.ndarray:
     texture /= texture.std(axis=(1, 2), keepdims=True)
     tint = rng.uniform(-1, 1, (3, 2)) * (0.3, 0.6) + (1, 0)  # mostly light and dark, with some colour
     tint /= np.sqrt((tint**2).sum(axis=1).mean())
-    world = rng.uniform(0.35, 0.65, (3, 1, 1)) + rng.uniform(*scene.texture_contrast) * np.tensordot(tint, texture, 1)
+    world = rng.uniform(0.4, 0.6, (3, 1, 1)) + rng.uniform(*scene.texture_contrast) * np.tensordot(tint, texture, 1)
     grid = np.arange(size)
     for _ in range(rng.integers(scene.distractors[0], scene.distractors[1] + 1)):
         # A chain of segments with round ends: short and thick is a blob, straight a bar, bent and thin a stroke.
