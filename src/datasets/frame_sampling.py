@@ -1,0 +1,53 @@
+"""Which frames of a video make its clips (V-JEPA's rules)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """How clips are cut from a video.
+
+    Attributes:
+        frames_per_clip: frames in a clip (T).
+        frame_step: frames from one to the next; unused where clip_duration is set.
+        clip_duration: seconds a clip spans, whatever the video's frame rate.
+        num_clips: clips per video, each from its own equal part of it.
+        random: start anywhere in that part; otherwise at its beginning.
+        allow_overlap: clips that do not fit their part spread over the whole video and may overlap.
+    """
+
+    frames_per_clip: int
+    frame_step: int = 4
+    clip_duration: float | None = None
+    num_clips: int = 1
+    random: bool = True
+    allow_overlap: bool = False
+
+    def step(self, fps: float) -> float:
+        """Frames from one sampled frame to the next."""
+        return float(self.frame_step) if self.clip_duration is None else self.clip_duration * fps / self.frames_per_clip
+
+    def length(self, fps: float) -> int:
+        """Frames of the video a clip spans, the step after its last frame included."""
+        return max(int(self.frames_per_clip * self.step(fps)), 1)
+
+    def indices(self, n_frames: int, fps: float, rng: np.random.Generator) -> list[np.ndarray]:
+        """Frame numbers of each clip, int64 (T,), never beyond the video: a short clip repeats its last frame."""
+        length, part = self.length(fps), n_frames // self.num_clips
+        offsets = np.floor(np.arange(self.frames_per_clip) * self.step(fps)).astype(np.int64)
+        clips = []
+        for i in range(self.num_clips):
+            if part >= length:
+                start = i * part + (int(rng.integers(0, part - length + 1)) if self.random else 0)
+                last = n_frames - 1
+            elif self.allow_overlap or part == 0:
+                spread = max(n_frames - length, 0) // max(self.num_clips - 1, 1)
+                start, last = i * spread, n_frames - 1
+            else:
+                start, last = i * part, (i + 1) * part - 1
+            clips.append(np.minimum(start + offsets, last))
+        return clips
