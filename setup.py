@@ -1,6 +1,22 @@
 """Installation. Tool settings live in pyproject.toml; pinned, tested versions in constraints.txt."""
 
-from setuptools import find_packages, setup
+import sys
+
+from setuptools import Extension, find_packages, setup
+
+# The CPU kernels: plain C++ called through ctypes, so no torch is needed to build them. `optional`: a machine without
+# a compiler installs all the same and uses the PyTorch fallback.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+CSRC = "src/ops/selective_scan/csrc"
+KERNELS = Extension(
+    "src.ops._kernels",
+    sources=[f"{CSRC}/kernels.cpp"],
+    depends=[f"{CSRC}/{name}.h" for name in ("args", "vec", "scan_kernel", "conv_kernel")],
+    extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", *OPENMP],
+    extra_link_args=OPENMP,
+    language="c++",
+    optional=True,
+)
 
 setup(
     name="vjepa-mamba",
@@ -8,6 +24,7 @@ setup(
     description="V-JEPA pretraining of video encoders with state-space (VideoMamba) backbones",
     license="MIT",
     python_requires=">=3.10",
+    ext_modules=[KERNELS],
     packages=find_packages(include=["app*", "src*", "evals*"]),
     install_requires=[
         "torch>=2.4",

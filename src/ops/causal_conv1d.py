@@ -5,8 +5,23 @@ Legend: B batch, E channels, L sequence length, W filter width.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from src.ops.compiled import (
+    array,
+    call,
+    empty_like_layout,
+    library,
+    need_library,
+    plain,
+    pointer,
+    readable,
+    threads_for,
+)
+
+_BLOCK, _GRAIN = 64, 1 << 15  # channels of one task in conv_kernel.h; outputs that are worth a thread
 
 
 def causal_conv1d_torch(
@@ -18,6 +33,80 @@ def causal_conv1d_torch(
     kernel = (weight.flip(-1) if reverse else weight)[:, None]
     y = F.conv1d(padded, kernel, bias.to(x.dtype) if bias is not None else None, groups=x.shape[1])
     return F.silu(y) if activation == "silu" else y
+
+
+def _header(x: Tensor, width: int, silu: bool, reverse: bool) -> list[int]:
+    batch, channels, length = x.shape
+    return [batch, channels, length, width, reverse, silu, threads_for(x.numel(), _GRAIN)]
+
+
+def _workspace(header: list[int]) -> Tensor:
+    return torch.empty(header[6], need_library().conv_work_floats(header[3]), dtype=torch.float32)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    out = empty_like_layout(x)
+    if x.numel() == 0:
+        return out
+    source, w, b = readable(x), plain(weight), plain(bias)
+    target = out if out.dtype == source.dtype else torch.empty_like(out, dtype=source.dtype)
+    header = _header(x, weight.shape[1], silu, reverse)
+    work = _workspace(header)
+    floats = [pointer(w), pointer(b), pointer(work), work.shape[1]]
+    call("conv_forward", [*header, *array(source), *array(target), *[0] * 10, *floats, 0, 0, 0])
+    return out if target is out else out.copy_(target)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels, width = weight.shape
+    source, g, w, b = readable(x), readable(grad), plain(weight), plain(bias)
+    dx = empty_like_layout(source)
+    dweight = torch.zeros(channels, width, dtype=torch.float32)
+    dbias = torch.zeros(channels if bias is not None else 0, dtype=torch.float32)
+    if x.numel():
+        header = _header(x, width, silu, reverse)
+        work = _workspace(header)
+        partial = torch.empty(x.shape[0], channels, width + 1, dtype=torch.float32)
+        floats = [pointer(w), pointer(b), pointer(work), work.shape[1], pointer(partial), pointer(dweight)]
+        arrays = [*array(source), *[0] * 5, *array(g), *array(dx)]
+        call("conv_backward", [*header, *arrays, *floats, pointer(dbias) if bias is not None else 0])
+    return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype) if bias is not None else dbias
+
+
+_INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse"
+torch.library.define("vjepa_mamba::conv_forward", f"({_INPUTS}) -> Tensor")
+torch.library.define("vjepa_mamba::conv_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
+torch.library.impl("vjepa_mamba::conv_forward", "cpu", _forward)
+torch.library.impl("vjepa_mamba::conv_backward", "cpu", _backward)
+
+
+@torch.library.register_fake("vjepa_mamba::conv_forward")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    return empty_like_layout(x)
+
+
+@torch.library.register_fake("vjepa_mamba::conv_backward")
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dbias = bias.new_empty(bias.shape) if bias is not None else x.new_empty(0, dtype=torch.float32)
+    return empty_like_layout(x), weight.new_empty(weight.shape), dbias
+
+
+def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = torch.ops.vjepa_mamba.conv_backward(grad, x, weight, bias, ctx.silu, ctx.reverse)
+    return dx, dweight, dbias if bias is not None else None, None, None
+
+
+torch.library.register_autograd("vjepa_mamba::conv_forward", _gradients, setup_context=_setup)
 
 
 def causal_conv1d(
@@ -32,7 +121,9 @@ def causal_conv1d(
 
     x: (B, E, L); weight: (E, W); bias: (E,); activation: None or 'silu'. Returns (B, E, L) in x's dtype.
     `reverse` looks ahead instead of back: the result of flip, causal convolution, flip, without the flips.
-    Raises ValueError on shapes that do not fit, an unknown activation or backend.
+    backend: 'auto', 'torch', 'cpu' (compiled).
+    Raises ValueError on shapes that do not fit, an unknown activation or backend; RuntimeError when a named backend
+    is missing.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
         raise ValueError(
@@ -42,6 +133,11 @@ def causal_conv1d(
         raise ValueError(f"causal_conv1d: bias must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
     if activation not in (None, "silu"):
         raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
-    if backend not in ("auto", "torch"):
-        raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch")
-    return causal_conv1d_torch(x, weight, bias, activation, reverse)
+    if backend == "auto":
+        backend = "cpu" if x.device.type == "cpu" and x.dtype != torch.float64 and library() else "torch"
+    if backend == "torch":
+        return causal_conv1d_torch(x, weight, bias, activation, reverse)
+    if backend != "cpu":
+        raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch, cpu")
+    need_library()
+    return torch.ops.vjepa_mamba.conv_forward(x, weight, bias, activation == "silu", reverse)

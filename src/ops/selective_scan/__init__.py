@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from src.ops.compiled import library
 from src.ops.selective_scan.chunked import selective_scan_chunked
+from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
 from src.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["BACKENDS", "available_backends", "selective_scan"]
@@ -19,6 +21,7 @@ _said: set[tuple[str, str]] = set()
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": selective_scan_reference,
     "chunked": selective_scan_chunked,
+    "cpu": selective_scan_cpu,
 }
 
 
@@ -27,7 +30,12 @@ def available_backends(device: str | torch.device = "cpu") -> list[str]:
     return list(BACKENDS)
 
 
-def _choose(u: Tensor) -> str:
+def _choose(u: Tensor, states: int) -> str:
+    """What `auto` means for these tensors; float64 always goes to the backend that keeps it."""
+    if u.dtype == torch.float64:
+        return "chunked"
+    if u.device.type == "cpu" and states <= MAX_STATES and library():
+        return "cpu"
     return "chunked"
 
 
@@ -52,7 +60,7 @@ def selective_scan(
     backend is missing.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    name = _choose(u) if backend == "auto" else backend
+    name = _choose(u, A.shape[1]) if backend == "auto" else backend
     if name not in BACKENDS:
         raise ValueError(f"selective_scan: unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
     if (name, u.device.type) not in _said:

@@ -1,0 +1,99 @@
+"""The shared library of compiled CPU kernels: finding it, loading it, handing tensors to it.
+
+It is built by setup.py from selective_scan/csrc where there is a C++ compiler, and called through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+ABI = 1  # of csrc/args.h
+MISSING = "the compiled CPU kernels are missing: install a C++ compiler and run `pip install -e .` again"
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ABSENT = [0, 0, 0, 0, 0]
+
+
+def find_library() -> Path | None:
+    """The library's file next to this module, or None when it was not built."""
+    return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None after one warning that says why there is none."""
+    path = find_library()
+    if path is None:
+        _log.warning("%s; using the slower PyTorch fallback", MISSING)
+        return None
+    try:
+        lib = ctypes.CDLL(str(path))
+        found = lib.kernels_abi()
+    except (OSError, AttributeError) as error:
+        _log.warning("%s cannot be used (%s): run `pip install -e .` again; using the slower fallback", path, error)
+        return None
+    if found != ABI:
+        _log.warning("%s is of another version: run `pip install -e .` again; using the slower fallback", path)
+        return None
+    for name in ("kernels_use_lanes", "scan_work_floats", "conv_work_floats"):
+        function = getattr(lib, name)
+        function.restype = ctypes.c_int64
+        function.argtypes = [ctypes.c_int64] * (3 if name == "scan_work_floats" else 1)
+    for name in ("scan_forward", "scan_backward", "conv_forward", "conv_backward"):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = None, [ctypes.c_void_p]
+    return lib
+
+
+def need_library() -> ctypes.CDLL:
+    """The loaded library; RuntimeError saying what to do when there is none."""
+    lib = library()
+    if lib is None:
+        raise RuntimeError(MISSING)
+    return lib
+
+
+def call(function: str, fields: Iterable[int]) -> None:
+    """Calls `function` with the fields of its argument struct, all 64-bit."""
+    values = list(fields)
+    getattr(need_library(), function)((ctypes.c_int64 * len(values))(*values))
+
+
+def array(x: Tensor | None) -> list[int]:
+    """(batch, row, time) tensor as struct Array: pointer, strides, type."""
+    return [x.data_ptr(), *x.stride(), DTYPES[x.dtype]] if x is not None else ABSENT
+
+
+def pointer(x: Tensor | None) -> int:
+    return x.data_ptr() if x is not None else 0
+
+
+def readable(x: Tensor | None) -> Tensor | None:
+    """x in a type the kernels read."""
+    return x if x is None or x.dtype in DTYPES else x.float()
+
+
+def plain(x: Tensor | None) -> Tensor | None:
+    """A parameter as contiguous float32."""
+    return x.float().contiguous() if x is not None else None
+
+
+def empty_like_layout(x: Tensor) -> Tensor:
+    """Uninitialised (B, E, L), channels innermost in memory where they are in x, else time innermost."""
+    batch, channels, length = x.shape
+    if x.stride(1) == 1:
+        return x.new_empty(batch, length, channels).transpose(1, 2)
+    return x.new_empty(batch, channels, length)
+
+
+def threads_for(work: int, grain: int) -> int:
+    """PyTorch's thread count, fewer when there is little work."""
+    return max(1, min(torch.get_num_threads(), work // grain))
