@@ -1,4 +1,4 @@
-"""`python -m app.main_distributed --fname ... --folder ... --partition ...`: pretrain on a SLURM cluster."""
+"""`python -m app.main_distributed --fname FILE --folder DIR --partition P`: the same on a SLURM cluster."""
 
 from __future__ import annotations
 

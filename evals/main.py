@@ -1,4 +1,4 @@
-"""`python -m evals.main --fname configs/evals/vm_tiny_motion.yaml`: judge a pretrained encoder on this machine, one process per device."""
+"""`python -m evals.main --fname configs/evals/vm_tiny_motion.yaml`: judge a pretrained encoder on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m evals.main_distributed --fname ... --folder ... --partition ...`: judge a pretrained encoder on a SLURM cluster."""
+"""`python -m evals.main_distributed --fname FILE --folder DIR --partition P`: the same on a SLURM cluster."""
 
 from __future__ import annotations
 

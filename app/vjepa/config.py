@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -253,6 +254,9 @@ class PretrainConfig(Section):
         """The masks as MaskCollator wants them: one plain dict per group, with the keys of data.mask_type only."""
         keys = _MASK_KEYS[self.data.mask_type]
         return [{key: getattr(mask, key) for key in keys} for mask in self.mask]
+
+    def output_folder(self) -> Path:
+        return Path(self.logging.folder)
 
     def not_ready(self) -> str | None:
         if self.data.datasets and all(self.data.datasets):

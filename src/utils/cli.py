@@ -6,6 +6,8 @@ Nothing here imports torch, so that `--help` and most mistakes are answered at o
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -76,7 +78,7 @@ def run_here(
         "--devices",
         nargs="+",
         metavar="DEVICE",
-        help="one process per device: cuda:0 cuda:1, or cpu, or cpu cpu (default: every GPU, or cpu where there is none)",
+        help="one process per device: cuda:0 cuda:1, or cpu, or cpu cpu (default: every GPU, else cpu)",
     )
     parser.add_argument("--keys", action="store_true", help="list every key of the YAML with its default, and stop")
     args = parser.parse(None)
@@ -93,10 +95,15 @@ def run_here(
 
 def print_keys(schemas: dict[str, type[Section]]) -> int:
     """Print key, default and meaning of every value of each schema."""
+    lines = []
     for name, schema in schemas.items():
-        print(f"{name}:")
+        lines.append(f"{name}:")
         for key, kind, default, description in key_table(schema):
-            print(f"  {key} = {default}\n      {description} ({kind})")
+            lines += [f"  {key} = {default}", f"      {description} ({kind})"]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # `--keys | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -109,8 +116,12 @@ def run_on_cluster(module: str, description: str, example: str, load: Load, targ
     add_fname(parser, example)
     parser.add_argument("--folder", metavar="DIR", help="folder for the jobs' own logs, seen by every node (required)")
     parser.add_argument("--batch-launch", action="store_true", help="FILE is a list of YAMLs: submit one job for each")
-    parser.add_argument("--cluster", choices=["slurm", "local", "debug"], default="slurm",
-                        help="slurm (default); local: processes on this machine; debug: inside this process")  # fmt: skip
+    parser.add_argument(
+        "--cluster",
+        choices=["slurm", "local", "debug"],
+        default="slurm",
+        help="slurm (default); local: processes on this machine; debug: inside this process",
+    )
     parser.add_argument("--partition", help="partition (queue) to submit to")
     parser.add_argument("--account", help="account to charge")
     parser.add_argument("--qos", help="quality of service")
@@ -119,8 +130,12 @@ def run_on_cluster(module: str, description: str, example: str, load: Load, targ
     parser.add_argument("--time", type=int, default=4300, metavar="MINUTES", help="time limit, minutes (default 4300)")
     parser.add_argument("--mem-per-gpu", metavar="SIZE", help="memory per GPU, as 55G (default: the cluster's)")
     parser.add_argument("--cpus-per-task", type=int, default=10, metavar="N", help="cores per process (default 10)")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N",
-                        help="GPUs to ask for per node (default: tasks_per_node of the YAML; 0: train on CPUs)")  # fmt: skip
+    parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="N",
+        help="GPUs per node (default: the YAML's tasks_per_node; 0: CPUs only)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be submitted, and stop"
     )
@@ -128,7 +143,7 @@ def run_on_cluster(module: str, description: str, example: str, load: Load, targ
     for option in ("fname", "folder"):
         if getattr(args, option) is None:
             parser.error(f"--{option} is missing")
-    from src.utils.launch import Resources, submit
+    from src.utils.cluster import Resources, submit
 
     files = config_list(args.fname) if args.batch_launch else [args.fname]
     runs = []

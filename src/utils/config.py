@@ -38,6 +38,10 @@ class Section(BaseModel):
         """What a run still needs that only its user knows (one line that starts with the key), or None."""
         return None
 
+    def output_folder(self) -> Path:
+        """Where a run of this config writes; every schema of a whole file says so."""
+        raise NotImplementedError
+
 
 SchemaT = TypeVar("SchemaT", bound=Section)
 

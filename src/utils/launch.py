@@ -1,0 +1,269 @@
+"""Start the processes of a run: on this machine, as part of torchrun, or on a cluster. One module for app and evals."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from src.utils.distributed import in_torchrun, init_distributed, shutdown
+from src.utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+
+_SETTLE_S = 0.3  # after a first failure, time for the others to report theirs, so that the earliest can be told
+_GRACE_S = 10.0  # between asking a process to end and killing it
+_FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+def available_devices() -> list[str]:
+    """Names of the devices of this machine."""
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def resolve_devices(names: Sequence[str] | None) -> list[torch.device]:
+    """The devices of a run, one per process.
+
+    Args:
+        names: as given on the command line; None for every GPU, or the CPU where there is none.
+
+    Raises:
+        UserError: a device that does not exist (names those that do), a GPU named twice, or a mixture of kinds.
+    """
+    there = available_devices()
+    if names is None:
+        return [torch.device(name) for name in there if name.startswith("cuda")] or [torch.device("cpu")]
+    if not names:
+        raise UserError(f"command line: --devices names no device; there is: {', '.join(there)}")
+    names = [{"cuda": "cuda:0", "mps:0": "mps", "cpu:0": "cpu"}.get(name, name) for name in names]
+    for name in names:
+        if name not in there:
+            raise UserError(f"command line: --devices: there is no device '{name}' here; there is: {', '.join(there)}")
+        if name != "cpu" and names.count(name) > 1:
+            raise UserError(
+                f"command line: --devices: {name} is named twice; a device other than cpu takes one process"
+            )
+    kinds = sorted({name.split(":")[0] for name in names})
+    if len(kinds) > 1:
+        raise UserError(f"command line: --devices mixes {' and '.join(kinds)}: all processes need the same kind")
+    return [torch.device(name) for name in names]
+
+
+def run_local(target: Callable[..., None], devices: Sequence[str] | None, args: Sequence[Any] = ()) -> int:
+    """Call `target(*args)` in one process per device; in this process where there is one device.
+
+    Args:
+        target: a function of a module, so that a new process can import it.
+        devices: names, or None for what there is. Under torchrun, the device of each local rank.
+        args: picklable arguments.
+
+    Returns:
+        The exit code: 0, or that of the first process that failed, whose traceback is then on stderr.
+
+    Raises:
+        UserError: the first failure was one, or the devices do not exist.
+    """
+    if in_torchrun():
+        return _run_in_torchrun(target, devices, args)
+    resolved = resolve_devices(devices)
+    if len(resolved) > 1:
+        return _run_processes(target, resolved, args)
+    init_distributed(device=resolved[0])
+    try:
+        target(*args)
+    finally:
+        shutdown()
+    return 0
+
+
+def _run_in_torchrun(target: Callable[..., None], devices: Sequence[str] | None, args: Sequence[Any]) -> int:
+    """Join the processes that torchrun has started; it watches over them."""
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    resolved = resolve_devices(devices)
+    if devices is None and resolved[0].type == "cpu":
+        resolved *= local_size
+    if len(resolved) < local_size:
+        raise UserError(
+            f"torchrun starts {local_size} processes here for {len(resolved)} devices: lower --nproc-per-node"
+        )
+    init_distributed(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device=resolved[local_rank])
+    _share_cores(resolved[local_rank], local_size)
+    target(*args)
+    shutdown()
+    return 0
+
+
+def _share_cores(device: torch.device, processes: int) -> None:
+    """Split the cores of this machine between processes that compute on them, unless the user has done so."""
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
+
+
+class _Report(NamedTuple):
+    """What a failing process tells its parent."""
+
+    when: float  # time.monotonic() is one clock for all processes of a machine
+    is_user_error: bool
+    text: str
+
+
+class _Failure(NamedTuple):
+    """A process that ended badly, as the parent sees it."""
+
+    rank: int
+    when: float
+    exitcode: int
+    report: _Report | None
+
+
+def _process_main(
+    rank: int,
+    devices: list[torch.device],
+    port: int,
+    target: Callable[..., None],
+    args: Sequence[Any],
+    to_parent: multiprocessing.connection.Connection,
+) -> None:
+    """Body of a started process: join the others, run, and tell the parent what went wrong."""
+    _end_with_parent()
+    try:
+        _share_cores(devices[rank], len(devices))
+        init_distributed(rank, len(devices), port, devices[rank], host_store=False)
+        target(*args)
+        shutdown()
+    except UserError as error:
+        to_parent.send(_Report(time.monotonic(), True, str(error)))
+        raise SystemExit(EXIT_USER_ERROR) from error
+    except KeyboardInterrupt as error:
+        raise SystemExit(EXIT_INTERRUPTED) from error
+    except Exception as error:
+        # Not swallowed: the parent prints it. Printed here, it would mix with the consequences in the other processes.
+        to_parent.send(_Report(time.monotonic(), False, traceback.format_exc()))
+        raise SystemExit(1) from error
+
+
+def _end_with_parent() -> None:
+    """End this process at once when its parent is gone, however that came about."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _run_processes(target: Callable[..., None], devices: list[torch.device], args: Sequence[Any]) -> int:
+    """Start one process per device and wait; see `run_local`."""
+    # The parent holds the meeting point, on a port that the system chooses: none to collide with, none to race for.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    processes, receivers = [], []
+    for rank in range(len(devices)):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_process_main, args=(rank, devices, store.port, target, args, sender), name=f"rank {rank}"
+        )
+        processes.append(process)
+        receivers.append((receiver, sender))
+    with _forward_signals(processes) as received:
+        try:
+            for process in processes:
+                process.start()
+            failure = _wait(processes, receivers)
+        finally:
+            _stop(processes)
+    if failure is None:
+        return 0
+    return _explain(failure, devices, received)
+
+
+def _wait(processes: list[Any], receivers: list[tuple[Any, Any]]) -> _Failure | None:
+    """Wait until all processes have ended well (None) or one has not: then which was the first, and why."""
+    running = {process.sentinel: rank for rank, process in enumerate(processes)}
+    failures: list[_Failure] = []
+    deadline = None
+    while running:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ended = multiprocessing.connection.wait(list(running), timeout=left)
+        if not ended:
+            break
+        for sentinel in ended:
+            rank = running.pop(sentinel)
+            processes[rank].join()
+            if processes[rank].exitcode:
+                receiver = receivers[rank][0]
+                report = receiver.recv() if receiver.poll() else None
+                now = report.when if report else time.monotonic()
+                failures.append(_Failure(rank, now, processes[rank].exitcode, report))
+                deadline = deadline or time.monotonic() + _SETTLE_S
+    # A process that was killed can only be a cause. Abort is how NCCL ends a process whose peer is gone: a consequence.
+    return min(failures, key=lambda f: (f.exitcode >= 0 or f.exitcode == -signal.SIGABRT, f.when), default=None)
+
+
+def _explain(failure: _Failure, devices: list[torch.device], received: list[int]) -> int:
+    """Show the first failure. Returns the exit code; raises UserError if it was one."""
+    if failure.report and failure.report.is_user_error:
+        raise UserError(failure.report.text)
+    who = f"rank {failure.rank} of {len(devices)} ({devices[failure.rank]})"
+    if failure.report:
+        print(f"{failure.report.text}error: {who} failed; the traceback above is its own", file=sys.stderr, flush=True)
+        return failure.exitcode
+    if failure.exitcode > 0:
+        print(f"error: {who} ended with exit code {failure.exitcode}", file=sys.stderr, flush=True)
+        return failure.exitcode
+    name = signal.Signals(-failure.exitcode).name
+    if -failure.exitcode in received:
+        print(f"stopped by {name}", file=sys.stderr, flush=True)
+    else:
+        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        print(f"error: {who} was killed by {name}{hint}", file=sys.stderr, flush=True)
+    return 128 - failure.exitcode
+
+
+def _stop(processes: list[Any]) -> None:
+    """End what still runs: ask first, then kill."""
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
+        if process.is_alive():
+            process.terminate()
+    deadline = time.monotonic() + _GRACE_S
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _forward_signals(processes: list[Any]) -> Iterator[list[int]]:
+    """Pass the signals that ask a run to stop or to save on to its processes; yields the list of those that came."""
+    received: list[int] = []
+
+    def forward(signum: int, _frame: object) -> None:
+        received.append(signum)
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may install handlers
+        return
+    numbers = [getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)]
+    previous = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
