@@ -117,6 +117,7 @@ class VideoOptimizationConfig(ProbeOptimizationConfig):
 
     resolution: int = Field(224, gt=0, description="height and width fed to the encoder, pixels")
     attend_across_segments: bool = Field(False, description="one probe over all clips of a video, not one per clip")
+    clip_positions: bool = Field(False, description="(added) add each frame's place in its video to its tokens")
 
 
 class ProbeConfig(Section):

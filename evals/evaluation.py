@@ -1,0 +1,312 @@
+"""One evaluation from config to table: encoders x probes, the same for videos and images.
+
+What differs between the two, how samples are loaded and cut into views, comes in a `Task` from their eval.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from evals import judges, report
+from evals.config import ProbeConfig
+from evals.features import CachedSource, FeatureTable, digest, list_digest, module_digest
+from evals.frozen_encoder import ClipAggregation, Loaded, load_encoders, probe_heads
+from evals.listing import Listing, check_labels, draw_subset, hold_out, read_listing
+from evals.probe import ProbeOutcome, train_probe
+from evals.probe_files import ProbeSettings
+from evals.report import Score
+from evals.sources import ClipEncoder, LiveSource, cached_table
+from src.datasets.data_manager import Loader
+from src.utils.config import save_config
+from src.utils.distributed import barrier, current, is_main
+from src.utils.errors import UserError
+from src.utils.logging import get_logger, prepare_folder
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an eval.py knows and the rest does not.
+
+    Attributes:
+        train, val: where the lists are.
+        keys: which config keys name them, by 'train' and 'val'.
+        dataset_type: as data.dataset_type.
+        resolution: side of a view, pixels.
+        segments: clips of a sample.
+        attend_across_segments: one probe over all clips of a sample.
+        clip_positions: add each frame's place in its video to its tokens.
+        make_loader: (listing, mode, seed) -> Loader, mode being 'augment' (training), 'plain' (training samples, one
+        view,
+            no augmentation, in order) or 'val' (all views, in order).
+        settings: what the features of 'plain' and 'val' depend on, for the key of the cache.
+    """
+
+    train: str
+    val: str
+    keys: dict[str, str]
+    dataset_type: str
+    resolution: int
+    segments: int
+    attend_across_segments: bool
+    make_loader: Callable[[Listing, str, int], Loader]
+    settings: dict[str, Any]
+    clip_positions: bool = False
+
+
+class Evaluation:
+    """State shared by the steps of one evaluation."""
+
+    def __init__(self, cfg: ProbeConfig, task: Task, resume: bool) -> None:
+        self.cfg, self.task, self.resume = cfg, task, resume
+        self.process = current()
+        self.tag = cfg.tag or "probe"
+        self.folder = cfg.output_folder()
+        self.train = self._listing(task.train, cfg.data.max_train_samples, "train")
+        self.val = self._listing(task.val, cfg.data.max_val_samples, "val")
+
+    def _listing(self, source: str, limit: int | None, split: str) -> Listing:
+        listing = read_listing(source, self.task.dataset_type, self.task.keys[split])
+        check_labels(listing, self.cfg.data.num_classes)
+        prepare_folder(self.folder, "folder")
+        if limit is None or limit >= len(listing):
+            return listing
+        return self._written_subset(listing, draw_subset(listing, limit, self.cfg.seed), f"{split}-samples")
+
+    def _written_subset(self, listing: Listing, ids: np.ndarray, name: str) -> Listing:
+        """All processes write the same list, each in one rename; none reads it before all have."""
+        subset = listing.subset(ids, self.folder / f"{self.tag}-{name}-r{self.process.rank}.csv")
+        barrier()
+        return subset
+
+    def log(self, text: str) -> None:
+        if is_main():
+            logger.info(text)
+
+    def run(self) -> dict[str, Any] | None:
+        """Judge every encoder with every probe; the main process writes files, prints the table, returns the json."""
+        started = time.monotonic()
+        cfg = self.cfg
+        if is_main():
+            save_config(cfg, self.folder / f"{self.tag}-config.yaml")
+        encoders = load_encoders(cfg.pretrain, self.task.resolution, cfg.seed, cfg.random_baseline)
+        scores: list[Score] = []
+        outcomes: dict[str, ProbeOutcome] = {}
+        for name, loaded in encoders.items():
+            self.log(f"{name}: {loaded.source}")
+            model = ClipAggregation(
+                loaded.encoder, loaded.encoder.tubelet_size, self.task.attend_across_segments, self.task.clip_positions
+            ).to(self.process.device)
+            scores += self._judge(name, loaded, model, outcomes)
+        if not is_main():
+            return None
+        return self._report(scores, outcomes, encoders, time.monotonic() - started)
+
+    def _judge(
+        self, name: str, loaded: Loaded, model: ClipAggregation, outcomes: dict[str, ProbeOutcome]
+    ) -> list[Score]:
+        """Scores of one encoder, in the order of cfg.probes."""
+        cached, found = self.cfg.data.cache_features, {}
+        wants_judges = bool({"linear", "knn"} & set(self.cfg.probes))
+        tables: tuple[FeatureTable, FeatureTable] | None = None
+        if cached or wants_judges:
+            key = module_digest(loaded.encoder)
+            pool = not cached
+            tables = (
+                self._table(name, "train", key, loaded, model, pool),
+                self._table(name, "val", key, loaded, model, pool),
+            )
+        if wants_judges and tables and is_main():
+            found |= self._cheap(name, *tables)
+        barrier()
+        if "attentive" in self.cfg.probes:
+            outcome = outcomes[name] = self._attentive(name, loaded, model, tables if cached else None)
+            found["attentive"] = self._score(name, "attentive", outcome.ids, outcome.predictions, self._note(outcome))
+        return [found[probe] for probe in dict.fromkeys(self.cfg.probes) if probe in found]
+
+    def _score(self, row: str, probe: str, ids: np.ndarray, predictions: np.ndarray, note: str) -> Score:
+        return Score(row, probe, self.val.labels[ids], predictions, note, {"missing": len(self.val) - len(ids)})
+
+    def _note(self, outcome: ProbeOutcome) -> str:
+        head = outcome.heads[outcome.best]
+        if len(outcome.heads) == 1:
+            return f"lr {head.lr:g}, wd {head.weight_decay:g}, last epoch"
+        return (
+            f"lr {head.lr:g}, wd {head.weight_decay:g}, last epoch, "
+            f"best of {len(outcome.heads)} on held-out training samples"
+        )
+
+    def _encoder(self, model: ClipAggregation) -> ClipEncoder:
+        return ClipEncoder(model, self.task.segments, self.process.device, self.cfg.optimization.use_bfloat16)
+
+    def _table(
+        self, name: str, split: str, weights: str, loaded: Loaded, model: ClipAggregation, pool: bool
+    ) -> FeatureTable:
+        listing = self.train if split == "train" else self.val
+        key = digest(
+            {
+                "weights": weights,
+                "encoder": loaded.settings,
+                "list": list_digest(listing.source, listing.files),
+                "task": self.task.settings,
+                "segments": [self.task.segments, self.task.attend_across_segments, self.task.clip_positions],
+                "resolution": self.task.resolution,
+                "bfloat16": self._encoder(model).autocast,
+                "split": split,
+                "pool": pool,
+            }
+        )
+        return cached_table(
+            self.folder / "features" / f"{self.tag}-{name}-{split}{'-pooled' if pool else ''}",
+            key,
+            lambda: self.task.make_loader(listing, "plain" if split == "train" else "val", self.cfg.seed),
+            lambda: self._encoder(model),
+            pool,
+            f"{name}, {split} features",
+            self.log,
+        )
+
+    def _cheap(self, name: str, train: FeatureTable, val: FeatureTable) -> dict[str, Score]:
+        """Linear probe and kNN on mean-pooled features, on the main process."""
+        x, y, x_val = train.pooled(), train.labels_M[train.ids], val.pooled()
+        found = {}
+        for probe in (p for p in ("linear", "knn") if p in self.cfg.probes):
+            if probe == "linear":
+                verdict = judges.linear_probe(x, y, x_val)
+            else:
+                verdict = judges.knn_probe(x, y, x_val, self.cfg.data.num_classes)
+            score = found[probe] = self._score(name, probe, val.ids, verdict.predictions, verdict.note)
+            self.log(f"{name}, {probe}: val {100 * score.accuracy:.1f} % ({verdict.note})")
+        return found
+
+    def _attentive(
+        self,
+        name: str,
+        loaded: Loaded,
+        model: ClipAggregation,
+        tables: tuple[FeatureTable, FeatureTable] | None,
+    ) -> ProbeOutcome:
+        settings = probe_settings(self.cfg, loaded)
+        several = len(settings.grid) > 1
+        if tables is not None:
+            train, val = tables
+            fit, held = train.ids, None
+            if several:
+                inner, outer = hold_out(train.labels_M[train.ids], self.cfg.seed)
+                fit, held = train.ids[inner], train.ids[outer]
+            sources = [
+                self._cached(train, fit, True),
+                self._cached(train, held, False),
+                self._cached(val, val.ids, False),
+            ]
+            key = digest([train.key, val.key])
+        else:
+            fit_list, held_list = self.train, None
+            if several:
+                inner, outer = hold_out(self.train.labels, self.cfg.seed)
+                fit_list = self._written_subset(self.train, inner, "fit")
+                held_list = self._written_subset(self.train, outer, "held-out")
+            sources = [
+                self._live(fit_list, "augment", model),
+                self._live(held_list, "plain", model),
+                self._live(self.val, "val", model),
+            ]
+            lists = [list_digest(x.source, x.files) for x in (self.train, self.val)]
+            key = digest([module_digest(loaded.encoder), loaded.settings, lists, self.task.settings])
+        prefix = self.tag if name == "pretrained" else f"{self.tag}-{name}"
+        return train_probe(
+            *sources,
+            settings,
+            device=self.process.device,
+            checkpoint_path=self.folder / f"{prefix}-latest.pth.tar",
+            csv_path=self.folder / f"{prefix}_r0.csv",
+            features_key=key,
+            resume=self.resume,
+            is_main=is_main(),
+            log=lambda text: self.log(f"{name}, attentive: {text}"),
+        )
+
+    def _cached(self, table: FeatureTable, ids: np.ndarray | None, shuffle: bool) -> CachedSource | None:
+        if ids is None:
+            return None
+        rank, world_size, _ = self.process
+        size, seed = self.cfg.optimization.batch_size, self.cfg.seed
+        return CachedSource(table, ids, size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
+
+    def _live(self, listing: Listing | None, mode: str, model: ClipAggregation) -> LiveSource | None:
+        if listing is None:
+            return None
+        loader = self.task.make_loader(listing, mode, self.cfg.seed)
+        return LiveSource(loader, self._encoder(model), training=mode == "augment")
+
+    def _report(
+        self, scores: list[Score], outcomes: dict[str, ProbeOutcome], encoders: dict[str, Loaded], seconds: float
+    ) -> dict[str, Any]:
+        """Write csv, json and pictures, then print the table, last of all."""
+        num_classes, probes = self.cfg.data.num_classes, list(dict.fromkeys(self.cfg.probes))
+        chance = report.chance_level(self.val.labels, num_classes)
+        context = {
+            "eval_name": self.cfg.eval_name,
+            "tag": self.tag,
+            "encoders": {name: loaded.source for name, loaded in encoders.items()},
+            "train": {"list": self.task.train, "samples": len(self.train)},
+            "val": {"list": self.task.val, "samples": len(self.val)},
+            "seed": self.cfg.seed,
+            "seconds": seconds,
+            "chosen": "every choice (head, penalty, k) was made on training samples",
+            "heads": {
+                name: [{**asdict(head), "reported": i == outcome.best} for i, head in enumerate(outcome.heads)]
+                for name, outcome in outcomes.items()
+            },
+        }
+        results = report.write_files(self.folder, self.tag, scores, chance, num_classes, context)
+        if any(len(outcome.heads) > 1 for outcome in outcomes.values()):
+            report.print_table(heads_table(outcomes))
+        self.log(f"results are in {self.folder}")
+        title = f"{self.tag}: accuracy in % on {len(self.val)} samples of {num_classes} classes\n"
+        title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
+        report.print_table(report.build_table(title, scores, probes, chance))
+        return results
+
+
+def heads_table(outcomes: dict[str, ProbeOutcome]) -> Table:
+    """All heads that trained side by side; the star is the one whose figure counts."""
+    table = Table(title="attentive heads side by side: accuracy in %\n* is reported: best on held-out training samples")
+    for column in ("encoder", "lr", "weight decay", "train", "held out", "val"):
+        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
+    for name, outcome in outcomes.items():
+        for i, head in enumerate(outcome.heads):
+            shares = (head.train_accuracy, head.select_accuracy, head.val_accuracy)
+            figures = [f"{100 * share:.1f}" if share is not None else "-" for share in shares]
+            star = " *" if i == outcome.best else ""
+            table.add_row(name + star, f"{head.lr:g}", f"{head.weight_decay:g}", *figures)
+    return table
+
+
+def probe_settings(cfg: ProbeConfig, loaded: Loaded) -> ProbeSettings:
+    """The attentive probe that the config asks for. Raises UserError if its heads do not divide the encoder's width."""
+    o, width = cfg.optimization, loaded.encoder.embed_dim
+    heads = o.num_heads or probe_heads(loaded.encoder)
+    if width % heads:
+        raise UserError(f"optimization.num_heads={heads} does not divide the encoder's width {width}")
+    return ProbeSettings(
+        embed_dim=width,
+        num_heads=heads,
+        num_classes=cfg.data.num_classes,
+        num_epochs=o.num_epochs,
+        lrs=tuple(o.lrs or [o.lr]),
+        weight_decays=tuple(o.weight_decays or [o.weight_decay]),
+        start_lr=o.start_lr,
+        final_lr=o.final_lr,
+        warmup=o.warmup,
+        use_bfloat16=o.use_bfloat16,
+        seed=cfg.seed,
+        val_every=o.val_every,
+    )

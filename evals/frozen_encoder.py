@@ -1,0 +1,171 @@
+"""The encoder under evaluation: built as it was trained, loaded strictly, frozen, run over several clips of a video.
+
+Legend: B batch, C channels, T H W a clip, N tokens of a clip, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from app.vjepa.config import PretrainConfig
+from app.vjepa.utils import init_video_model
+from evals.config import PretrainedConfig
+from src.models.backbone import VideoEncoder
+from src.models.registry import backbone, create_encoder, default_num_heads
+from src.models.utils.pos_embs import Grid, sincos_pos_embed_3d
+from src.utils import checkpoint
+from src.utils.config import from_dict
+from src.utils.errors import UserError
+
+MAX_FRAMES = 10_000  # positions of clips in a video, in frames, as in V-JEPA
+
+
+class Loaded(NamedTuple):
+    """A frozen encoder, what it is in words, and the settings that its numbers depend on beside its weights."""
+
+    encoder: VideoEncoder
+    source: str
+    settings: dict[str, Any]
+
+
+def load_encoders(pretrain: PretrainedConfig, resolution: int, seed: int, with_random: bool) -> dict[str, Loaded]:
+    """The checkpoint's encoder as 'pretrained' and, if asked for, its twin as 'random', as it was before training.
+
+    The configuration stored in the checkpoint says how the encoder is built; the YAML may repeat but not contradict it.
+    A checkpoint without one (V-JEPA's) is built from the YAML.
+
+    Raises:
+        UserError: no such checkpoint or key in it, weights that do not fit, a YAML that contradicts the checkpoint.
+    """
+    path = Path(pretrain.folder) / pretrain.checkpoint
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such checkpoint: set pretrain.folder and pretrain.checkpoint, or pretrain it first"
+        )
+    state = checkpoint.load(path)
+    key = pretrain.checkpoint_key
+    if not isinstance(state.get(key), dict):
+        found = ", ".join(k for k, v in state.items() if isinstance(v, dict)) or "nothing"
+        raise UserError(f"{path}: no weights under '{key}' (pretrain.checkpoint_key); it holds {found}")
+    stored = state.get("config")
+    trained_as = from_dict(stored, PretrainConfig, f"{path}, its config") if stored else None
+    if trained_as is not None:
+        check_agreement(pretrain, trained_as, path)
+    settings = {
+        "pretrain": pretrain.model_dump(exclude={"folder", "checkpoint", "write_tag", "checkpoint_key"}),
+        "model": trained_as.model.model_dump() if trained_as else None,
+    }
+
+    encoder = build_encoder(pretrain, trained_as, resolution, seed)
+    checkpoint.load_state_dict_strict(encoder, checkpoint.strip_prefixes(state[key]), f"{path}, {key}")
+    epoch = f", epoch {state['epoch']}" if "epoch" in state else ""
+    loaded = {"pretrained": Loaded(freeze(encoder), f"{path}, {key}{epoch}", settings)}
+    if with_random:
+        untrained = build_encoder(pretrain, trained_as, resolution, seed)
+        loaded["random"] = Loaded(freeze(untrained), "the same encoder as initialised, never trained", settings)
+    return loaded
+
+
+def check_agreement(pretrain: PretrainedConfig, trained_as: PretrainConfig, path: Path) -> None:
+    """Raise UserError for the first key that the YAML sets otherwise than the checkpoint's own configuration."""
+    truth = {
+        "model_name": trained_as.model.model_name,
+        "patch_size": trained_as.data.patch_size,
+        "tubelet_size": trained_as.data.tubelet_size,
+        "frames_per_clip": trained_as.data.num_frames,
+        "uniform_power": trained_as.model.uniform_power,
+        "pos_embed": trained_as.model.pos_embed,
+        "bidirectional": trained_as.model.bidirectional,
+    }
+    for key, value in truth.items():
+        given = getattr(pretrain, key)
+        if key in pretrain.model_fields_set and given != value:
+            raise UserError(
+                f"pretrain.{key} is {given}, but {path} was trained with {value}: set pretrain.{key}={value}"
+            )
+
+
+def build_encoder(
+    pretrain: PretrainedConfig, trained_as: PretrainConfig | None, resolution: int, seed: int
+) -> VideoEncoder:
+    """The untrained encoder, drawn as pretraining draws it; the caller's random state is left alone."""
+    with torch.random.fork_rng():
+        if trained_as is not None:
+            return init_video_model(trained_as)[0]
+        torch.manual_seed(seed)
+        if backbone(pretrain.model_name).mixer == "mamba":
+            options = {"pos_embed": pretrain.pos_embed, "bidirectional": pretrain.bidirectional}
+        else:
+            options = {"use_sdpa": pretrain.use_sdpa}
+        return create_encoder(
+            pretrain.model_name,
+            img_size=resolution,
+            patch_size=pretrain.patch_size,
+            num_frames=pretrain.frames_per_clip,
+            tubelet_size=pretrain.tubelet_size,
+            uniform_power=pretrain.uniform_power,
+            **options,
+        )
+
+
+def freeze(encoder: VideoEncoder) -> VideoEncoder:
+    """No gradients, no dropout or stochastic depth."""
+    return encoder.requires_grad_(False).eval()
+
+
+def probe_heads(encoder: VideoEncoder) -> int:
+    """Attention heads of the probe: the encoder's own number, or that of a ViT of its width."""
+    return getattr(encoder, "num_heads", None) or default_num_heads(encoder.embed_dim)
+
+
+class ClipAggregation(nn.Module):
+    """Runs an encoder over the segments and views of a video and arranges the tokens for the probe.
+
+    With `attend_across_segments` the probe sees the tokens of all segments of a view in one sequence, else each clip is
+    classified by itself; what forward returns separately has its probabilities averaged. `use_pos_embed` adds to each
+    token the position of its frame in the video (V-JEPA's option; needs clip_indices).
+    """
+
+    def __init__(
+        self,
+        encoder: VideoEncoder,
+        tubelet_size: int,
+        attend_across_segments: bool = False,
+        use_pos_embed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.tubelet_size = encoder, tubelet_size
+        self.attend_across_segments = attend_across_segments
+        self.register_buffer("pos_embed", None, persistent=False)
+        if use_pos_embed:
+            # Of twice the width, time takes the first half: that half is the one-dimensional code of the full width.
+            code = sincos_pos_embed_3d(2 * encoder.embed_dim, Grid(MAX_FRAMES, 1, 1))
+            self.pos_embed = code[0, :, : encoder.embed_dim]
+
+    def forward(self, clips: Sequence[Sequence[Tensor]], clip_indices: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """`clips[segment][view]` (B, C, T, H, W), `clip_indices[segment]` (B, T) -> tensors (B, tokens, D).
+
+        One tensor for each view with attend_across_segments, tokens in the order of the segments; else one for each
+        segment and view.
+        """
+        segments, views, B = len(clips), len(clips[0]), len(clips[0][0])
+        flat = torch.cat([view for segment in clips for view in segment])
+        tokens = self.encoder(flat).unflatten(0, (segments, views, B))
+        if self.pos_embed is not None:
+            if clip_indices is None:
+                raise ValueError("use_pos_embed needs the frames' indices in the video")
+            tokens = tokens + self._positions(clip_indices, tokens.shape[3])[:, None].to(tokens.dtype)
+        if not self.attend_across_segments:
+            return [tokens[s, v] for s in range(segments) for v in range(views)]
+        return [torch.cat(tuple(tokens[:, v]), dim=1) for v in range(views)]
+
+    def _positions(self, clip_indices: Sequence[Tensor], num_tokens: int) -> Tensor:
+        """Codes of the tubelets' first frames, (segments, B, N, D)."""
+        frames = torch.stack(list(clip_indices))[:, :, :: self.tubelet_size].to(self.pos_embed.device)
+        codes = self.pos_embed[frames.clamp(0, MAX_FRAMES - 1)]
+        return codes.repeat_interleave(num_tokens // frames.shape[-1], dim=2)

@@ -1,0 +1,71 @@
+"""Frozen evaluation on images: each is a clip that stands still, as long as the clips the encoder was made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from evals.config import ImageProbeConfig
+from evals.evaluation import Evaluation, Task
+from evals.listing import Listing
+from src.datasets.data_manager import Loader, init_data
+from src.datasets.transforms import EvalTransform, TrainTransform
+from src.utils.config import check_ready
+from src.utils.distributed import current
+
+SMALLEST_CROP = 0.08  # of the image, when the probe trains with augmentation
+SHORT_SIDE = 256 / 224  # images are resized to this times the resolution before their centre is cut out
+# Folders of the two splits. ImageNet's and Places' own archives unpack to train/ and val/; so does iNaturalist's with
+# these names after unpacking.
+SPLITS = {"ImageNet": ("train", "val"), "Places205": ("train", "val"), "iNat21": ("train", "val")}
+
+
+def main(args_eval: ImageProbeConfig, resume_preempt: bool = False) -> dict[str, Any] | None:
+    """Run the evaluation in this process; the main one returns what it wrote to the json.
+
+    Raises:
+        UserError: anything wrong with config, checkpoint or data.
+    """
+    check_ready(args_eval, "config")
+    return Evaluation(args_eval, build_task(args_eval), args_eval.resume_checkpoint or resume_preempt).run()
+
+
+def build_task(cfg: ImageProbeConfig) -> Task:
+    """Loaders and shapes of an image evaluation."""
+    d, o = cfg.data, cfg.optimization
+    root = Path(str(d.root_path)) / d.image_folder
+    train, val = (str(root / split) for split in SPLITS[d.dataset_name])
+
+    def make_loader(listing: Listing, mode: str, seed: int) -> Loader:
+        transform: TrainTransform | EvalTransform
+        if mode == "augment":
+            transform = TrainTransform(d.resolution, scale=(SMALLEST_CROP, 1.0))
+        else:
+            transform = EvalTransform(d.resolution, short_side=round(d.resolution * SHORT_SIDE))
+        rank, world_size, device = current()
+        return init_data(
+            dataset_type="ImageDataset",
+            datasets=[listing.source],
+            batch_size=o.batch_size,
+            transform=transform,
+            num_frames=cfg.pretrain.frames_per_clip,
+            num_workers=d.num_workers,
+            pin_mem=d.pin_mem and device.type == "cuda",
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+            training=mode == "augment",
+            folder=cfg.output_folder(),
+        )
+
+    return Task(
+        train=train,
+        val=val,
+        keys={"train": "data.root_path", "val": "data.root_path"},
+        dataset_type="ImageDataset",
+        resolution=d.resolution,
+        segments=1,
+        attend_across_segments=False,
+        make_loader=make_loader,
+        settings={"num_frames": cfg.pretrain.frames_per_clip, "short_side": SHORT_SIDE},
+    )

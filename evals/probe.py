@@ -1,0 +1,291 @@
+"""The only probe trainer: attentive heads on the frozen features of one encoder.
+
+Several heads, one for each pair of learning rate and weight decay, train side by side on the same batches, so that the
+features are computed or read once. Which head is reported is decided on samples held out of the training list; the
+validation list is measured but decides nothing. Gradients are summed over all processes and divided by the global
+number of samples, so that any number of processes takes the same steps up to rounding, with uneven sizes too.
+
+Legend: B batch, L tokens of a view, D width, C classes, G heads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from evals import probe_files
+from evals.features import FeatureBatch, digest
+from evals.heads import HeadGrid
+from evals.probe_files import ProbeSettings, choose_head
+from src.utils.errors import UserError
+from src.utils.schedulers import warmup_cosine
+
+
+class FeatureSource(Protocol):
+    """Where batches come from: a cache (evals.features) or an encoder that runs each time (evals.frozen_encoder)."""
+
+    def __len__(self) -> int:
+        """Steps of an epoch, the same on every process."""
+
+    def epoch(self, epoch: int) -> Iterator[FeatureBatch]:
+        """This process's batches of one epoch."""
+
+
+@dataclass
+class HeadResult:
+    """One head: its settings, its last training accuracy, and what it said about each sample of the lists."""
+
+    lr: float
+    weight_decay: float
+    train_accuracy: float
+    select_accuracy: float | None
+    select_loss: float | None
+    val_accuracy: float
+
+
+@dataclass
+class ProbeOutcome:
+    """All heads, the index of the one to report, and its predictions for the validation samples in order of `ids`."""
+
+    heads: list[HeadResult]
+    best: int
+    ids: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    seconds: float
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def build_heads(settings: ProbeSettings) -> HeadGrid:
+    """One head for each point of the grid, all starting from the same weights."""
+    return HeadGrid.build(
+        len(settings.grid), settings.embed_dim, settings.num_heads, settings.num_classes, settings.seed
+    )
+
+
+def build_optimizer(heads: HeadGrid, settings: ProbeSettings) -> torch.optim.AdamW:
+    """AdamW with two groups for each head: matrices decay; biases, norms and vectors do not."""
+    groups = []
+    for head, (lr, weight_decay) in zip(heads, settings.grid):
+        trained = [(n, p) for n, p in head.named_parameters() if p.requires_grad]
+        for decays in (True, False):
+            params = [p for n, p in trained if (p.ndim > 1 and not n.endswith("bias")) == decays]
+            groups.append({"params": params, "peak_lr": lr, "lr": lr, "weight_decay": weight_decay if decays else 0.0})
+    return torch.optim.AdamW(groups)
+
+
+def lr_factor(step: int, steps_per_epoch: int, settings: ProbeSettings) -> float:
+    """Learning rate of a step over its peak: linear warm-up from start_lr, then half a cosine to final_lr."""
+    peak = settings.lrs[0]
+    now = warmup_cosine(
+        step,
+        warmup_steps=int(settings.warmup * steps_per_epoch),
+        start_lr=settings.start_lr,
+        ref_lr=peak,
+        final_lr=settings.final_lr,
+        total_steps=settings.num_epochs * steps_per_epoch,
+    )
+    return now / peak
+
+
+def _autocast(device: torch.device, settings: ProbeSettings) -> torch.autocast:
+    enabled = settings.use_bfloat16 and device.type == "cuda"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _reduce_gradients(heads: HeadGrid, count: int, sums: Tensor) -> tuple[int, Tensor]:
+    """Sum gradients, the sample count and `sums` over processes, and divide the gradients by the count, in place."""
+    params = [p for p in heads.parameters() if p.requires_grad]
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        flat = torch.cat([*(g.flatten() for g in grads), sums, sums.new_tensor([float(count)])])
+        dist.all_reduce(flat)
+        count = round(flat[-1].item())
+        sums = flat[-1 - sums.numel() : -1]
+        offset = 0
+        for grad in grads:
+            grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
+            offset += grad.numel()
+    torch._foreach_div_(grads, float(count))
+    for param, grad in zip(params, grads):
+        param.grad = grad
+    return count, sums
+
+
+def train_epoch(
+    heads: HeadGrid,
+    optimizer: torch.optim.AdamW,
+    source: FeatureSource,
+    epoch: int,
+    settings: ProbeSettings,
+    device: torch.device,
+) -> tuple[list[float], list[float]]:
+    """One pass over the training features; returns mean loss and accuracy of each head over all processes."""
+    heads.train()
+    total, totals = 0, torch.zeros(2 * len(heads), device=device)
+    for step, batch in enumerate(source.epoch(epoch), start=epoch * len(source)):
+        factor = lr_factor(step, len(source), settings)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros_like(totals)
+        if len(batch.labels_B):
+            labels = batch.labels_B.to(device)
+            views = [view.to(device) for view in batch.views_BLD]
+            with _autocast(device, settings):
+                logits = [heads(view) for view in views]
+            flat = labels.repeat(len(heads))
+            losses_VGB = [F.cross_entropy(x.flatten(0, 1), flat, reduction="none").view(x.shape[:2]) for x in logits]
+            loss_G = torch.stack(losses_VGB).mean(0).sum(1)  # views count equally, as in V-JEPA
+            loss_G.sum().backward()
+            with torch.no_grad():
+                right_G = (_mean_probability(logits).argmax(-1) == labels).sum(1)
+                sums = torch.cat([loss_G, right_G.to(loss_G.dtype)])
+        count, sums = _reduce_gradients(heads, len(batch.labels_B), sums)
+        optimizer.step()
+        total += count
+        totals += sums
+    if not total:
+        raise UserError("the training list gave no sample: see the files reported as skipped")
+    means = (totals / total).tolist()
+    if not any(math.isfinite(x) for x in means[: len(heads)]):
+        raise UserError(f"the probe's loss is not finite in epoch {epoch + 1}: lower optimization.lr")
+    return means[: len(heads)], means[len(heads) :]
+
+
+def _mean_probability(logits: list[Tensor]) -> Tensor:
+    """Average of the views' probabilities: V tensors (G, B, C) -> (G, B, C)."""
+    return torch.stack([x.softmax(-1) for x in logits]).mean(0)
+
+
+@torch.no_grad()
+def predict(
+    heads: HeadGrid, source: FeatureSource, settings: ProbeSettings, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every sample of a list once, gathered from all processes and sorted by its position.
+
+    Returns:
+        ids (M,), labels (M,), predictions (G, M), losses (G, M).
+    """
+    heads.eval()
+    ids, labels, predictions, losses = [], [], [], []
+    for batch in source.epoch(0):
+        if not len(batch.labels_B):
+            continue
+        target = batch.labels_B.to(device)
+        views = [view.to(device) for view in batch.views_BLD]
+        with _autocast(device, settings):
+            probability_GBC = _mean_probability([heads(view) for view in views])
+        right = probability_GBC.gather(-1, target.expand(len(heads), -1).unsqueeze(-1)).squeeze(-1)
+        ids.append(batch.ids_B.numpy())
+        labels.append(batch.labels_B.numpy())
+        predictions.append(probability_GBC.argmax(-1).cpu().numpy())
+        losses.append(-right.clamp_min(1e-12).log().cpu().numpy())
+    empty = (
+        np.empty(0, np.int64),
+        np.empty(0, np.int64),
+        np.empty((len(heads), 0), np.int64),
+        np.empty((len(heads), 0)),
+    )
+    mine = empty if not ids else tuple(np.concatenate(x, axis=-1) for x in (ids, labels, predictions, losses))
+    parts = gather_objects(mine)
+    ids_M, labels_M, predictions_GM, losses_GM = (np.concatenate(x, axis=-1) for x in zip(*parts))
+    order = np.argsort(ids_M)
+    if len(np.unique(ids_M)) != len(ids_M):
+        raise AssertionError("a sample was counted twice")
+    return ids_M[order], labels_M[order], predictions_GM[:, order], losses_GM[:, order]
+
+
+def gather_objects(mine: Any) -> list[Any]:
+    """One object from each process, in order of rank, on every process."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return [mine]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
+def train_probe(
+    train: FeatureSource,
+    select: FeatureSource | None,
+    val: FeatureSource,
+    settings: ProbeSettings,
+    *,
+    device: torch.device,
+    checkpoint_path: Path,
+    csv_path: Path,
+    features_key: str,
+    resume: bool,
+    is_main: bool,
+    log: Callable[[str], None],
+) -> ProbeOutcome:
+    """Train all heads for settings.num_epochs epochs and measure them.
+
+    Args:
+        select: held-out training samples that decide between heads; needed when there is more than one.
+        checkpoint_path: written after each epoch, read first when `resume`.
+        features_key: names the features; a checkpoint made on others is not resumed from.
+
+    Raises:
+        UserError: no head has a finite loss, or a list gave no sample.
+    """
+    if select is None and len(settings.grid) > 1:
+        raise ValueError("several heads need held-out training samples to choose between them")
+    started = time.monotonic()
+    heads = build_heads(settings).to(device)
+    optimizer = build_optimizer(heads, settings)
+    fingerprint = digest([features_key, {**vars(settings), "val_every": 0}])
+    first, history = 0, []
+    if resume and checkpoint_path.exists():
+        first, history = probe_files.resume(checkpoint_path, heads, optimizer, fingerprint, device, log)
+
+    select_acc = select_loss = None
+    measured = None
+    for epoch in range(first, settings.num_epochs):
+        begun = time.monotonic()
+        loss, train_acc = train_epoch(heads, optimizer, train, epoch, settings, device)
+        last = epoch + 1 == settings.num_epochs
+        row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "train": train_acc, "select": None, "val": None}
+        if select is not None:
+            _, y, predictions, losses = predict(heads, select, settings, device)
+            select_acc, select_loss = (predictions == y).mean(1).tolist(), losses.mean(1).tolist()
+            row |= {"select": select_acc, "select_loss": select_loss}
+        if last or (epoch + 1) % settings.val_every == 0:
+            measured = predict(heads, val, settings, device)
+            row["val"] = _accuracies(measured)
+        history.append(row)
+        if is_main:
+            probe_files.save(checkpoint_path, heads, optimizer, epoch + 1, settings, history, fingerprint)
+            probe_files.write_csv(csv_path, history, settings)
+        log(probe_files.line(row, settings, time.monotonic() - begun))
+    if measured is None:  # resumed after the last epoch
+        measured = predict(heads, val, settings, device)
+    final = history[-1]
+    select_acc, select_loss = final["select"], final.get("select_loss")
+    best = choose_head(select_loss, select_acc)
+    val_acc = _accuracies(measured)
+    results = [
+        HeadResult(
+            lr, wd, final["train"][i], *((select_acc[i], select_loss[i]) if select_acc else (None, None)), val_acc[i]
+        )
+        for i, (lr, wd) in enumerate(settings.grid)
+    ]
+    ids, labels, predictions, _ = measured
+    return ProbeOutcome(results, best, ids, labels, predictions[best], time.monotonic() - started, history)
+
+
+def _accuracies(measured: tuple[np.ndarray, ...]) -> list[float]:
+    ids, labels, predictions, _ = measured
+    if not len(ids):
+        raise UserError("the validation list gave no sample: see the files reported as skipped")
+    return (predictions == labels).mean(1).tolist()

@@ -1,0 +1,124 @@
+"""A probe's settings, and what its training leaves on disk and in the log."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from evals.heads import HeadGrid
+from src.utils import checkpoint
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What the probe is and how it is trained.
+
+    `start_lr` and `final_lr` belong to the first learning rate and scale with the others; `warmup` and `num_epochs`
+    count epochs; `val_every` says how often, in epochs, the validation list is measured (it always is after the
+    last).
+    """
+
+    embed_dim: int
+    num_heads: int
+    num_classes: int
+    num_epochs: int
+    lrs: tuple[float, ...] = (1e-3,)
+    weight_decays: tuple[float, ...] = (0.01,)
+    start_lr: float = 1e-3
+    final_lr: float = 0.0
+    warmup: float = 0.0
+    use_bfloat16: bool = False
+    seed: int = 0
+    val_every: int = 1
+
+    @property
+    def grid(self) -> list[tuple[float, float]]:
+        """(learning rate, weight decay) of each head."""
+        return list(product(self.lrs, self.weight_decays))
+
+
+def choose_head(select_losses: list[float] | None, select_accuracies: list[float] | None) -> int:
+    """The head with the highest accuracy on the held-out samples, among equals the one with the lower loss."""
+    if select_losses is None or select_accuracies is None:
+        return 0
+    order = sorted(range(len(select_losses)), key=lambda i: (-select_accuracies[i], _rank_loss(select_losses[i])))
+    return order[0]
+
+
+def _rank_loss(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+def line(row: dict[str, Any], settings: ProbeSettings, seconds: float) -> str:
+    """One line for the log; with several heads, the figures of the head that leads on the held-out samples."""
+    i = choose_head(row.get("select_loss"), row["select"])
+    lr, wd = settings.grid[i]
+    text = f"epoch {row['epoch']}/{settings.num_epochs}  loss {row['loss'][i]:.3f}  train {100 * row['train'][i]:.1f} %"
+    for name, key in (("held-out", "select"), ("val", "val")):
+        if row[key] is not None:
+            text += f"  {name} {100 * row[key][i]:.1f} %"
+    return text + (f"  (lr {lr:g}, wd {wd:g})" if len(settings.grid) > 1 else "") + f"  {seconds:.1f} s"
+
+
+def write_csv(path: Path, history: list[dict[str, Any]], settings: ProbeSettings) -> None:
+    """Rewritten whole after each epoch, so that resuming neither repeats nor loses a line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "lr", "weight_decay", "loss", "train_acc", "select_acc", "val_acc"])
+        for row in history:
+            for i, (lr, wd) in enumerate(settings.grid):
+                figures = [row[k][i] if row[k] is not None else "" for k in ("loss", "train", "select", "val")]
+                writer.writerow([row["epoch"], lr, wd, *figures])
+
+
+def save(
+    path: Path,
+    heads: HeadGrid,
+    optimizer: torch.optim.AdamW,
+    epoch: int,
+    settings: ProbeSettings,
+    history: list[dict[str, Any]],
+    fingerprint: str,
+) -> None:
+    """V-JEPA's keys (`classifier` is the head that would be reported now) and what resuming all heads needs."""
+    last = history[-1]
+    best = choose_head(last.get("select_loss"), last["select"])
+    state = {
+        "classifier": heads[best].state_dict(),
+        "classifiers": heads.state_dict(),
+        "opt": optimizer.state_dict(),
+        "scaler": None,
+        "epoch": epoch,
+        "lr": settings.grid[best][0],
+        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+        "history": history,
+        "fingerprint": fingerprint,
+    }
+    checkpoint.save_atomic(state, path)
+
+
+def resume(
+    path: Path,
+    heads: HeadGrid,
+    optimizer: torch.optim.AdamW,
+    fingerprint: str,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> tuple[int, list[dict[str, Any]]]:
+    """Load a probe's checkpoint; one that belongs to other features or settings is left alone, and said so."""
+    state = checkpoint.load(path)
+    if state.get("fingerprint") != fingerprint:
+        log(f"{path.name} was made on other features or settings: training anew")
+        return 0, []
+    heads.load_state_dict(state["classifiers"])
+    optimizer.load_state_dict(state["opt"])
+    log(f"resuming from {path.name} after epoch {state['epoch']}")
+    return int(state["epoch"]), list(state["history"])
