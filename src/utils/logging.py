@@ -1,4 +1,4 @@
-"""Log lines, the csv of a run, averages, and the folder they go to. Only standard modules: this imports in no time."""
+"""Log lines, a run's progress, averages, and the folder for it all. Only rich imports slowly: it waits for a bar."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
 from pathlib import Path
 from typing import TextIO
 
-from src.utils.errors import UserError, one_line
+from src.utils.csv_log import CSVLogger
+from src.utils.errors import UserError
+
+__all__ = [
+    "AverageMeter",
+    "CSVLogger",
+    "Progress",
+    "format_seconds",
+    "get_logger",
+    "prepare_folder",
+    "quiet_other_ranks",
+]
 
 _FORMAT = "[%(levelname)-7s][%(asctime)s] %(message)s"
 
@@ -65,78 +77,6 @@ def prepare_folder(folder: str | Path, key: str = "logging.folder") -> Path:
     return folder
 
 
-class CSVLogger:
-    """A csv in V-JEPA's format: a header of names, then one row per call, each column with its own %-format.
-
-    Args:
-        path: the file.
-        columns: (format, name) pairs, as in `("%d", "epoch"), ("%.5f", "loss")`.
-        resume_at: None starts a new file; one that exists is kept beside it under a numbered name. Otherwise the
-            leading columns, as in `(epoch, itr)`, of the first row still to come: rows from there on are dropped, as
-            the steps behind them are about to be taken again, and so is a last line that a crash left unfinished.
-
-    Raises:
-        UserError: the file cannot be written, or has other columns than these.
-    """
-
-    def __init__(self, path: str | Path, *columns: tuple[str, str], resume_at: Sequence[int] | None = None) -> None:
-        self.path = Path(path)
-        self.formats = [fmt for fmt, _ in columns]
-        self.names = [name for _, name in columns]
-        try:
-            rows = self._keep(resume_at) if self.path.exists() else []
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            temporary.write_text("\n".join([",".join(self.names), *rows]) + "\n")
-            temporary.replace(self.path)
-            self._file = self.path.open("a")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
-
-    def _keep(self, resume_at: Sequence[int] | None) -> list[str]:
-        """The rows of the existing file that stay."""
-        if resume_at is None:
-            number = 1
-            while (backup := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
-                number += 1
-            self.path.rename(backup)
-            return []
-        text = self.path.read_text()
-        lines = text.split("\n")[:-1]  # what follows the last newline is empty, or a line that was cut short
-        if not lines:
-            return []
-        if lines[0].split(",") != self.names:
-            raise UserError(
-                f"{self.path}: its columns ({lines[0]}) are not this run's ({','.join(self.names)}); "
-                "resume with the config that wrote it, or choose another logging.folder"
-            )
-        kept = []
-        for number, line in enumerate(lines[1:], start=2):
-            fields = line.split(",")
-            try:
-                position = tuple(int(field) for field in fields[: len(resume_at)])
-            except ValueError:
-                raise UserError(f"{self.path}: line {number} is not a row of this log: {one_line(line)[:60]}") from None
-            if len(fields) == len(self.names) and position < tuple(resume_at):
-                kept.append(line)
-        return kept
-
-    def log(self, *values: float) -> None:
-        """Append one row and hand it to the operating system.
-
-        Raises:
-            UserError: the disk is full or gone.
-        """
-        row = ",".join(fmt % value for fmt, value in zip(self.formats, values, strict=True))
-        try:
-            self._file.write(row + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class AverageMeter:
     """Running value, mean, minimum and maximum of a number."""
 
@@ -162,3 +102,120 @@ class AverageMeter:
         self.count += n
         self.max = max(self.max, val)
         self.min = min(self.min, val)
+
+
+class Progress:
+    """How far a run is: one line that moves at a terminal, a log line now and then everywhere else.
+
+    Use as a context manager. Numbers are shown as given: a caller whose losses lie on a GPU passes them only when it has
+    read them anyway, and the line keeps the latest.
+
+    Args:
+        total: steps of the whole run.
+        start: step at which this run begins, above 0 when resumed.
+        log_every: steps between two log lines where there is no terminal.
+        unit: what `count` counts.
+        enabled: False, on every rank but 0, shows nothing.
+        stream: where to; default stderr. A terminal or not is decided by it.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        log_every: int = 10,
+        unit: str = "clips",
+        enabled: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.total, self.step, self.log_every, self.unit, self.enabled = total, start, log_every, unit, enabled
+        self._shown: dict[str, float] = {}
+        self._marks: deque[tuple[float, int, int]] = deque(maxlen=50)  # (time, step, units so far): a moving average
+        self._count = 0
+        self._stream = stream or sys.stderr
+        self._live: _LiveLine | None = None
+
+    def __enter__(self) -> Progress:
+        self._marks.append((time.monotonic(), self.step, 0))
+        if self.enabled and self._stream.isatty():
+            self._live = _LiveLine(self._stream)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.close()
+
+    def advance(self, count: int, **values: float) -> None:
+        """One step is done.
+
+        Args:
+            count: clips (or what `unit` says) of this step, over all processes.
+            values: the latest known numbers, as loss=0.41; names not given keep their last value.
+        """
+        self.step += 1
+        self._count += count
+        self._shown.update(values)
+        self._marks.append((time.monotonic(), self.step, self._count))
+        if not self.enabled:
+            return
+        if self._live:
+            self._live.show(self.step, self.total, self.text())
+        elif self.step % self.log_every == 0 or self.step == self.total:
+            get_logger(__name__).info(f"step {self.step}/{self.total}  {self.text()}")
+
+    @property
+    def rate(self) -> float:
+        """Clips (or what `unit` says) per second over the last steps; 0 before the first."""
+        (then, _, before), (now, _, count) = self._marks[0], self._marks[-1]
+        return (count - before) / (now - then) if now > then else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the end at the pace of the last steps; None before the first."""
+        (then, before, _), (now, step, _) = self._marks[0], self._marks[-1]
+        return (self.total - self.step) * (now - then) / (step - before) if step > before else None
+
+    def text(self) -> str:
+        """`loss 0.4123  35.1 clips/s  12:03 left`."""
+        values = [f"{name} {value:.4g}" for name, value in self._shown.items()]
+        left = self.seconds_left
+        time_left = [f"{format_seconds(left)} left"] if left is not None else []
+        return "  ".join([*values, f"{self.rate:.1f} {self.unit}/s", *time_left])
+
+
+def format_seconds(seconds: float) -> str:
+    """`0:07`, `12:03`, `3:25:00` or `2d 03:25`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02d}:{m:02d}"
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+class _LiveLine:
+    """A line with a bar at the bottom of a terminal; log lines and prints go above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=stream, force_terminal=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+        self._live.start()
+
+    def show(self, step: int, total: int, text: str) -> None:
+        """Draw again; the bar takes what the text leaves of the terminal's width."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        count = f"{step}/{total}"
+        width = self._console.width - len(count) - len(text) - 4
+        line = Table.grid(padding=(0, 1))
+        bar = [ProgressBar(total=max(total, 1), completed=step, width=min(width, 40))] if width >= 4 else []
+        for _ in range(len(bar) + 2):
+            line.add_column(no_wrap=True, overflow="ellipsis")
+        line.add_row(*bar, count, text)
+        self._live.update(line)
+
+    def close(self) -> None:
+        self._live.stop()
