@@ -114,8 +114,9 @@ class _Report(NamedTuple):
     """What a failing process tells its parent."""
 
     when: float  # time.monotonic() is one clock for all processes of a machine
-    is_user_error: bool
+    exitcode: int
     text: str
+    is_user_error: bool = False
 
 
 class _Failure(NamedTuple):
@@ -138,19 +139,34 @@ def _process_main(
     """Body of a started process: join the others, run, and tell the parent what went wrong."""
     _end_with_parent()
     try:
-        _share_cores(devices[rank], len(devices))
-        init_distributed(rank, len(devices), port, devices[rank], host_store=False)
-        target(*args)
-        shutdown()
-    except UserError as error:
-        to_parent.send(_Report(time.monotonic(), True, str(error)))
-        raise SystemExit(EXIT_USER_ERROR) from error
-    except KeyboardInterrupt as error:
-        raise SystemExit(EXIT_INTERRUPTED) from error
-    except Exception as error:
-        # Not swallowed: the parent prints it. Printed here, it would mix with the consequences in the other processes.
-        to_parent.send(_Report(time.monotonic(), False, traceback.format_exc()))
-        raise SystemExit(1) from error
+        try:
+            _share_cores(devices[rank], len(devices))
+            init_distributed(rank, len(devices), port, devices[rank], host_store=False)
+            target(*args)
+            shutdown()
+        except BaseException as error:
+            # The parent shows it: shown here, it would mix with its consequences in the other processes.
+            to_parent.send(_report(error))
+            raise SystemExit(_report(error).exitcode) from error
+    except SystemExit as end:
+        # Not the interpreter's own way out: threads of a broken process group can hang it or make it abort.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+
+
+def _report(error: BaseException) -> _Report:
+    """What to tell the parent about an exception that ended this process."""
+    now = time.monotonic()
+    if isinstance(error, UserError):
+        return _Report(now, EXIT_USER_ERROR, str(error), is_user_error=True)
+    if isinstance(error, KeyboardInterrupt):
+        return _Report(now, EXIT_INTERRUPTED, "")
+    if isinstance(error, SystemExit):
+        return _Report(now, error.code if isinstance(error.code, int) else int(error.code is not None), "")
+    return _Report(now, 1, "".join(traceback.format_exception(error)))
 
 
 def _end_with_parent() -> None:
@@ -214,15 +230,19 @@ def _wait(processes: list[Any], receivers: list[tuple[Any, Any]]) -> _Failure | 
 
 def _explain(failure: _Failure, devices: list[torch.device], received: list[int]) -> int:
     """Show the first failure. Returns the exit code; raises UserError if it was one."""
-    if failure.report and failure.report.is_user_error:
-        raise UserError(failure.report.text)
+    report = failure.report
+    if report and report.is_user_error:
+        raise UserError(report.text)
     who = f"rank {failure.rank} of {len(devices)} ({devices[failure.rank]})"
-    if failure.report:
-        print(f"{failure.report.text}error: {who} failed; the traceback above is its own", file=sys.stderr, flush=True)
-        return failure.exitcode
-    if failure.exitcode > 0:
-        print(f"error: {who} ended with exit code {failure.exitcode}", file=sys.stderr, flush=True)
-        return failure.exitcode
+    if report or failure.exitcode > 0:
+        code = report.exitcode if report else failure.exitcode
+        shown = (
+            f"{report.text}error: {who} failed, as shown above"
+            if report and report.text
+            else (f"error: {who} ended with exit code {code}")
+        )
+        print(shown, file=sys.stderr, flush=True)
+        return code
     name = signal.Signals(-failure.exitcode).name
     if -failure.exitcode in received:
         print(f"stopped by {name}", file=sys.stderr, flush=True)

@@ -107,8 +107,8 @@ class AverageMeter:
 class Progress:
     """How far a run is: one line that moves at a terminal, a log line now and then everywhere else.
 
-    Use as a context manager. Numbers are shown as given: a caller whose losses lie on a GPU passes them only when it has
-    read them anyway, and the line keeps the latest.
+    Use as a context manager. Numbers are shown as given: a caller whose losses lie on a GPU passes them only when it
+    has read them anyway, and the line keeps the latest.
 
     Args:
         total: steps of the whole run.
