@@ -13,8 +13,8 @@ from src.utils.yaml_io import apply_overrides, read_mapping
 
 
 def apps() -> list[str]:
-    """Names of the apps there are: the folders beside this file that have a train.py."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/train.py"))
+    """Names of the apps there are: the folders beside this file that have a config.py."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/config.py"))
 
 
 def schema_of(app_name: object, source: str) -> type[Section]:

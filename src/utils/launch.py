@@ -17,46 +17,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from src.utils.devices import resolve_devices, share_cores
 from src.utils.distributed import in_torchrun, init_distributed, shutdown
 from src.utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 _SETTLE_S = 0.3  # after a first failure, time for the others to report theirs, so that the earliest can be told
 _GRACE_S = 10.0  # between asking a process to end and killing it
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-
-
-def available_devices() -> list[str]:
-    """Names of the devices of this machine."""
-    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return [*names, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
-
-
-def resolve_devices(names: Sequence[str] | None) -> list[torch.device]:
-    """The devices of a run, one per process.
-
-    Args:
-        names: as given on the command line; None for every GPU, or the CPU where there is none.
-
-    Raises:
-        UserError: a device that does not exist (names those that do), a GPU named twice, or a mixture of kinds.
-    """
-    there = available_devices()
-    if names is None:
-        return [torch.device(name) for name in there if name.startswith("cuda")] or [torch.device("cpu")]
-    if not names:
-        raise UserError(f"command line: --devices names no device; there is: {', '.join(there)}")
-    names = [{"cuda": "cuda:0", "mps:0": "mps", "cpu:0": "cpu"}.get(name, name) for name in names]
-    for name in names:
-        if name not in there:
-            raise UserError(f"command line: --devices: there is no device '{name}' here; there is: {', '.join(there)}")
-        if name != "cpu" and names.count(name) > 1:
-            raise UserError(
-                f"command line: --devices: {name} is named twice; a device other than cpu takes one process"
-            )
-    kinds = sorted({name.split(":")[0] for name in names})
-    if len(kinds) > 1:
-        raise UserError(f"command line: --devices mixes {' and '.join(kinds)}: all processes need the same kind")
-    return [torch.device(name) for name in names]
 
 
 def run_local(target: Callable[..., None], devices: Sequence[str] | None, args: Sequence[Any] = ()) -> int:
@@ -97,17 +64,10 @@ def _run_in_torchrun(target: Callable[..., None], devices: Sequence[str] | None,
             f"torchrun starts {local_size} processes here for {len(resolved)} devices: lower --nproc-per-node"
         )
     init_distributed(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device=resolved[local_rank])
-    _share_cores(resolved[local_rank], local_size)
+    share_cores(resolved[local_rank], local_size)
     target(*args)
     shutdown()
     return 0
-
-
-def _share_cores(device: torch.device, processes: int) -> None:
-    """Split the cores of this machine between processes that compute on them, unless the user has done so."""
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
 
 
 class _Report(NamedTuple):
@@ -140,7 +100,7 @@ def _process_main(
     _end_with_parent()
     try:
         try:
-            _share_cores(devices[rank], len(devices))
+            share_cores(devices[rank], len(devices))
             init_distributed(rank, len(devices), port, devices[rank], host_store=False)
             target(*args)
             shutdown()
