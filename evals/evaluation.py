@@ -154,7 +154,7 @@ class Evaluation:
             {
                 "weights": weights,
                 "encoder": loaded.settings,
-                "list": list_digest(listing.source, listing.files),
+                "list": list_digest(listing.files, listing.labels),
                 "task": self.task.settings,
                 "segments": [self.task.segments, self.task.attend_across_segments, self.task.clip_positions],
                 "resolution": self.task.resolution,
@@ -218,7 +218,7 @@ class Evaluation:
                 self._live(held_list, "plain", model),
                 self._live(self.val, "val", model),
             ]
-            lists = [list_digest(x.source, x.files) for x in (self.train, self.val)]
+            lists = [list_digest(x.files, x.labels) for x in (self.train, self.val)]
             key = digest([module_digest(loaded.encoder), loaded.settings, lists, self.task.settings])
         prefix = self.tag if name == "pretrained" else f"{self.tag}-{name}"
         return train_probe(

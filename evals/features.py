@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,14 +72,15 @@ def module_digest(module: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def list_digest(list_path: Path, files: Iterable[str]) -> str:
-    """Hex sha256 over the list's text and each file's size and time of change (reading videos would cost too much)."""
-    sha = hashlib.sha256(list_path.read_bytes())
+def list_digest(files: Sequence[str], labels: np.ndarray) -> str:
+    """Hex sha256 over names, labels, and each file's size and time of change (reading videos would cost too much)."""
+    sha = hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape"))
+    sha.update(np.ascontiguousarray(labels, dtype=np.int64).tobytes())
     for file in files:
         path = Path(file)
         if path.exists():
             stat = path.stat()
-            sha.update(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+            sha.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     return sha.hexdigest()
 
 
