@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,17 +187,23 @@ def _wait_local(jobs: Sequence[Any]) -> int:
         for job in jobs:
             tasks = [job.task(i) for i in range(job.num_tasks)]
             job.wait()
-            errors = [str(error) for error in (task.exception() for task in tasks) if error is not None]
-            # Of the processes of a job one fails and the others lose their peer: a UserError is never the consequence.
-            for error in errors:
-                found = re.search(r"^src\.utils\.errors\.UserError: (.*)$", error, re.MULTILINE)
-                if found:
-                    raise UserError(found.group(1))
-            if errors:
-                print(errors[0])
-                code = 1
+            failed = [task for task in tasks if task.exception() is not None]
+            if not failed:
+                continue
+            # Of the processes of a job one fails and the others lose their peer: show the one that ended first.
+            first = min(failed, key=lambda task: _ended(task.paths.result_pickle))
+            found = re.search(r"^src\.utils\.errors\.UserError: (.*)$", str(first.exception()), re.MULTILINE)
+            if found:
+                raise UserError(found.group(1))
+            print(first.exception(), file=sys.stderr)
+            code = 1
     except BaseException:
         for job in jobs:
             job.cancel(check=False)
         raise
     return code
+
+
+def _ended(result: Path) -> float:
+    """When a process of a job left its result; one that was killed left none and is a cause, not a consequence."""
+    return result.stat().st_mtime if result.exists() else 0.0
