@@ -16,8 +16,11 @@ from src.datasets.frame_sampling import ClipSampling
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.motion import ensure_motion
 from src.datasets.samplers import DrawOrder, EvalSampler, TrainingSampler
+from src.datasets.shards import expand, is_url
 from src.datasets.skips import SkipReport
 from src.datasets.video_dataset import Transform, VideoDataset
+from src.datasets.web_dataset import WebVideoDataset
+from src.datasets.web_stream import WebVideoStream
 from src.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,14 +36,12 @@ class Loader:
     many videos fail, and when the operating system ends a worker.
 
     Attributes:
-        dataset_size: samples of the whole data set.
-        steps_per_pass: full steps of all ranks that one pass over the data gives, at least 1.
         skips: what was skipped so far.
     """
 
     def __init__(
         self,
-        source: ClipSource,
+        source: ClipSource | WebVideoStream,
         collate: Collate,
         skips: SkipReport,
         *,
@@ -58,15 +59,38 @@ class Loader:
         self._source, self._collate, self.skips = source, collate, skips
         self._batch_size, self._num_workers, self._pin_mem = batch_size, num_workers, pin_mem
         self._rank, self._world_size, self._seed, self._training = rank, world_size, seed, training
-        self._order = DrawOrder(source.sizes, weights, seed) if training else None
-        self.dataset_size = len(source)
-        self.steps_per_pass = max(self.dataset_size // (batch_size * world_size), 1)
-        self.start_step = start_step
-        self.total_steps = self.steps_per_pass if total_steps is None else total_steps
+        self._order: DrawOrder | None = None
+        if training and not isinstance(source, WebVideoStream):
+            self._order = DrawOrder(source.sizes, weights, seed)
+        self.start_step, self._total_steps = start_step, total_steps
         self._progress = Progress(max(num_workers, 1))
         self._evaluation_loader: DataLoader | None = None
 
+    @property
+    def dataset_size(self) -> int:
+        """Samples of the whole data set. Raises UserError for shards that are streamed, which nobody has counted."""
+        if isinstance(self._source, WebVideoStream):
+            raise UserError("the size of streamed shards is not known: set optimization.ipe")
+        return len(self._source)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Full steps of all ranks that one pass over the data gives, at least 1."""
+        return max(self.dataset_size // (self._batch_size * self._world_size), 1)
+
+    @property
+    def total_steps(self) -> int:
+        """The step the run ends before."""
+        return self.steps_per_pass if self._total_steps is None else self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, value: int | None) -> None:
+        self._total_steps = value
+
     def __len__(self) -> int:
+        """Batches of one iteration, in evaluation before any is dropped for being unreadable."""
+        if self._training:
+            return max(self.total_steps - self.start_step, 0)
         return len(self._sampler())
 
     def __iter__(self) -> Iterator[Batch]:
@@ -99,9 +123,11 @@ class Loader:
     def _explain(self, error: RuntimeError) -> None:
         if not str(error).startswith("DataLoader worker"):
             return
-        files = sorted({self._source.path(i) for i in self._progress.dead(str(error)).values()})
+        files: list[str] = []
+        if not isinstance(self._source, WebVideoStream):
+            files = sorted({self._source.path(i) for i in self._progress.dead(str(error)).values()})
         raise UserError(
-            f"a data worker was killed (out of memory?) while reading {', '.join(files) or 'nothing'}; "
+            f"a data worker was killed (out of memory?) while reading {', '.join(files) or 'a shard'}; "
             f"try a smaller data.num_workers, or remove the file: {error}"
         ) from error
 
@@ -121,9 +147,13 @@ class Loader:
     def _loader(self) -> DataLoader:
         if self._evaluation_loader is not None:
             return self._evaluation_loader
+        stream = isinstance(self._source, WebVideoStream)
+        if stream and self._training:
+            self._source.start_step, self._source.total_steps = self.start_step, self.total_steps
         loader = DataLoader(
-            DrawDataset(self._source, self._order, self._progress),
-            batch_sampler=self._sampler(),  # type: ignore[arg-type]
+            self._source if stream else DrawDataset(self._source, self._order, self._progress),
+            batch_size=None if stream else 1,
+            batch_sampler=None if stream else self._sampler(),  # type: ignore[arg-type]
             num_workers=self._num_workers,
             collate_fn=self._collate,
             pin_memory=self._pin_mem,
@@ -191,23 +221,35 @@ def init_data(
     sampling = ClipSampling(
         num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap
     )
-    source: ClipSource
+    how = (transform, filter_short_videos, filter_long_videos, decoder, pad_truncated)
+    skips = SkipReport(max_skip_fraction, folder)
+    source: ClipSource | WebVideoStream
     if dataset_type in ("VideoDataset", "MotionDataset"):
         if dataset_type == "MotionDataset":
             for root in dict.fromkeys(Path(path).parent for path in datasets):
                 ensure_motion(root)
-        source = VideoDataset(
-            datasets, sampling, transform, filter_short_videos, filter_long_videos, decoder, pad_truncated
-        )
+        source = VideoDataset(datasets, sampling, *how)
     elif dataset_type == "ImageDataset":
         source = ImageDataset(datasets, transform, num_frames)
+    elif dataset_type == "WebVideoDataset":
+        shards = expand(datasets, allow_pipe)
+        urls = [shard for group in shards for shard in group]
+        if any(is_url(url) for url in urls):
+            if datasets_weights is not None:
+                raise UserError("data.datasets_weights does not work with streamed shards: list a shard more than once")
+            readers = (rank, world_size, num_workers, seed)
+            source = WebVideoStream(urls, batch_size, training, sampling, *how, *readers)
+        else:
+            source = WebVideoDataset(shards, sampling, *how)
+            skips.note(source.faults)
     else:
         raise UserError(f"data.dataset_type {dataset_type!r} is not one of {', '.join(DATASET_TYPES)}")
-    logger.info("%s: %d samples", dataset_type, len(source))
+    if not isinstance(source, WebVideoStream):
+        logger.info("%s: %d samples", dataset_type, len(source))
     return Loader(
         source,
         Collate(collator),
-        SkipReport(max_skip_fraction, folder),
+        skips,
         batch_size=batch_size,
         num_workers=num_workers,
         rank=rank,

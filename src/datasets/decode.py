@@ -12,8 +12,10 @@ Shapes: frames are uint8 RGB (n, H, W, 3).
 from __future__ import annotations
 
 import io
+import stat
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +66,7 @@ def open_video(
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
     label = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
     _check_source(source, label, allow_truncated)
-    return (_DecordVideo if decoder == "decord" else _PyAVVideo)(source, label)
+    return _DecordVideo(source, label) if decoder == "decord" else _PyAVVideo(source, label, allow_truncated)
 
 
 def read_frames(source: str | Path | bytes, indices: Sequence[int] | np.ndarray, decoder: str = "auto") -> np.ndarray:
@@ -78,6 +80,10 @@ def read_frames(source: str | Path | bytes, indices: Sequence[int] | np.ndarray,
 
 def _check_source(source: str | Path | bytes, label: str, allow_truncated: bool) -> None:
     try:
+        if not isinstance(source, bytes) and not stat.S_ISREG(mode := Path(source).stat().st_mode):
+            # Opening a pipe would wait for a writer, for ever.
+            kind = "directory" if stat.S_ISDIR(mode) else "unreadable"
+            raise DecodeError(label, kind, f"is a {kind if kind == 'directory' else 'device or pipe'}, not a file")
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             if size == 0:
@@ -85,8 +91,6 @@ def _check_source(source: str | Path | bytes, label: str, allow_truncated: bool)
             missing = 0 if allow_truncated else missing_bytes(file, size)
     except FileNotFoundError:
         raise DecodeError(label, "missing", "no such file") from None
-    except IsADirectoryError:
-        raise DecodeError(label, "directory", "is a folder, not a file") from None
     except PermissionError:
         raise DecodeError(label, "permission", "may not be read") from None
     except OSError as error:
@@ -135,20 +139,24 @@ class _DecordVideo:
 
 
 class _PyAVVideo:
-    def __init__(self, source: str | Path | bytes, label: str) -> None:
+    def __init__(self, source: str | Path | bytes, label: str, allow_truncated: bool) -> None:
         import av
 
-        self._av, self._label = av, label
+        self._av, self._label, self._allow_truncated = av, label, allow_truncated
+        # What PyAV raises on damaged files beside its own errors: streams that come and go, numbers that make no sense.
+        self._errors = (av.FFmpegError, ValueError, IndexError, ArithmeticError, MemoryError)
         file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         try:
             self._container = av.open(file, metadata_errors="ignore")
             self._stream = self._video_stream()
             self._packets = [p for p in self._container.demux(self._stream) if p.size > 0]
-        except (av.FFmpegError, ValueError) as error:
+        except self._errors as error:
             raise DecodeError(label, "unreadable", _first_line(error)) from None
-        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 25)
+        if allow_truncated:  # the packet that was cut, and what follows it, is not there
+            self._packets = list(takewhile(lambda p: not p.is_corrupt, self._packets))
         self._kept: list[Any] | None = None
         self._pts = self._time_table()
+        self.fps = self._mean_rate()
         self.n_frames = len(self._pts) if self._pts is not None else self._count()
         if self.n_frames == 0:
             raise DecodeError(label, "no_video", "holds no video frames")
@@ -159,8 +167,16 @@ class _PyAVVideo:
         if not streams:
             raise DecodeError(self._label, "no_video", "has no video stream")
         context = streams[0].codec_context
+        if context is None:
+            raise DecodeError(self._label, "no_video", "its video stream has no known codec")
         context.thread_count, context.thread_type = 1, "NONE"
         return streams[0]
+
+    def _mean_rate(self) -> float:
+        """Frames per second: measured where times are known, else what the file says, else 25."""
+        if self._pts is not None and len(self._pts) > 1:
+            return (len(self._pts) - 1) / float((self._pts[-1] - self._pts[0]) * self._stream.time_base)
+        return float(self._stream.average_rate or self._stream.guessed_rate or 25)
 
     def _time_table(self) -> list[int] | None:
         """Presentation times in the order shown, or None where packets do not name their frames one to one."""
@@ -184,22 +200,26 @@ class _PyAVVideo:
             for packet in self._packets[first:]:
                 yield from context.decode(packet)
             yield from context.decode(None)
-        except self._av.FFmpegError as error:
+        except self._errors as error:
             raise DecodeError(self._label, "corrupt", _first_line(error)) from None
 
     def _sound(self, frames: Iterator[Any]) -> Iterator[Any]:
         for frame in frames:
             if frame.is_corrupt:
-                raise DecodeError(self._label, "corrupt", f"damaged frame at {frame.time} s")
+                raise DecodeError(self._label, "corrupt", "a damaged frame")
             yield frame
 
     def _count(self) -> int:
         count, size, kept = 0, 0, []
-        for frame in self._sound(self._decode(0)):
-            count += 1
-            size += frame.width * frame.height * 2
-            if size <= _KEEP_BYTES:
-                kept.append(frame)
+        try:
+            for frame in self._sound(self._decode(0)):
+                count += 1
+                size += frame.width * frame.height * 2
+                if size <= _KEEP_BYTES:
+                    kept.append(frame)
+        except DecodeError:
+            if not self._allow_truncated:
+                raise
         self._kept = kept if len(kept) == count else None
         return count
 
@@ -253,7 +273,10 @@ class _PyAVVideo:
         converter, size = self._av.video.reformatter.VideoReformatter(), None
         for frame in frames:
             size = size or (frame.width, frame.height)
-            plane = converter.reformat(frame, *size, "rgb24").planes[0]
+            try:
+                plane = converter.reformat(frame, *size, "rgb24").planes[0]
+            except self._errors as error:
+                raise DecodeError(self._label, "corrupt", _first_line(error)) from None
             rows = np.frombuffer(plane, np.uint8).reshape(size[1], plane.line_size)
             yield rows[:, : size[0] * 3].reshape(size[1], size[0], 3)
 
@@ -263,5 +286,5 @@ class _PyAVVideo:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
+    text = str(getattr(error, "strerror", None) or error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from src.datasets.batch import Batch
@@ -28,17 +29,23 @@ class SkipReport:
         self._file = Path(folder) / "skipped.csv" if folder is not None else None
         self._seen: set[str] = set()
         self.kinds: Counter[str] = Counter()
-        self.attempts = 0
-
-    @property
-    def count(self) -> int:
-        """Failed attempts so far."""
-        return sum(self.kinds.values())
+        self.attempts, self.failed = 0, 0
 
     def add(self, batch: Batch) -> None:
         """Take note of a batch. Raises UserError when too large a share of all attempts has failed."""
         self.attempts += batch.attempts
-        for path, kind, reason in batch.skipped:
+        self.failed += len(batch.skipped)
+        self.note(batch.skipped)
+        if batch.skipped and self.attempts >= _MIN_ATTEMPTS and self.failed > self._max_fraction * self.attempts:
+            path, _, reason = batch.skipped[-1]
+            raise UserError(
+                f"{self.failed} of {self.attempts} videos could not be used ({self.summary()}), more than "
+                f"data.max_skip_fraction ({self._max_fraction:g}) allows; the last: {path}: {reason}"
+            )
+
+    def note(self, skipped: Iterable[tuple[str, str, str]]) -> None:
+        """Count and write down faults (path, kind, reason), each path once, without judging them."""
+        for path, kind, reason in skipped:
             self.kinds[kind] += 1
             if path in self._seen:
                 continue
@@ -46,12 +53,6 @@ class SkipReport:
             if self.kinds[kind] <= _LOGGED_PER_KIND:
                 logger.warning("skipped %s: %s: %s", path, kind, reason)
             self._write(path, kind, reason)
-        if batch.skipped and self.attempts >= _MIN_ATTEMPTS and self.count > self._max_fraction * self.attempts:
-            path, kind, reason = batch.skipped[-1]
-            raise UserError(
-                f"{self.count} of {self.attempts} videos could not be used ({self.summary()}), more than "
-                f"data.max_skip_fraction ({self._max_fraction:g}) allows; the last: {path}: {reason}"
-            )
 
     def summary(self) -> str:
         """Counts by kind, most frequent first."""
@@ -59,9 +60,9 @@ class SkipReport:
 
     def log_summary(self) -> None:
         """One line, if anything was skipped."""
-        if self.count:
+        if self.kinds:
             where = f"; see {self._file}" if self._file else ""
-            logger.warning("skipped %d of %d videos: %s%s", self.count, self.attempts, self.summary(), where)
+            logger.warning("skipped %d of %d videos: %s%s", self.failed, self.attempts, self.summary(), where)
 
     def _write(self, path: str, kind: str, reason: str) -> None:
         if self._file is None:
