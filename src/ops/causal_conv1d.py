@@ -5,6 +5,9 @@ Legend: B batch, E channels, L sequence length, W filter width.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,6 +112,35 @@ def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[
 torch.library.register_autograd("vjepa_mamba::conv_forward", _gradients, setup_context=_setup)
 
 
+@functools.cache
+def _cuda() -> Callable[..., Tensor]:
+    try:
+        from src.ops.selective_scan.cuda import causal_conv1d_cuda
+    except (ImportError, OSError) as error:  # OSError: built for another CUDA or torch
+        raise ImportError(
+            f"causal_conv1d: backend cuda is not available ({error}); install mamba-ssm and causal-conv1d: "
+            "pip install --no-build-isolation -e .[cuda] on a CUDA machine"
+        ) from error
+    return causal_conv1d_cuda
+
+
+@functools.cache
+def _cuda_loads() -> bool:
+    try:
+        _cuda()
+    except ImportError:
+        return False
+    return True
+
+
+def _choose(x: Tensor, width: int) -> str:
+    if x.device.type == "cpu" and x.dtype != torch.float64 and library() is not None:
+        return "cpu"
+    if x.device.type == "cuda" and x.dtype != torch.float64 and 2 <= width <= 4 and _cuda_loads():
+        return "cuda"
+    return "torch"
+
+
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -121,9 +153,9 @@ def causal_conv1d(
 
     x: (B, E, L); weight: (E, W); bias: (E,); activation: None or 'silu'. Returns (B, E, L) in x's dtype.
     `reverse` looks ahead instead of back: the result of flip, causal convolution, flip, without the flips.
-    backend: 'auto', 'torch', 'cpu' (compiled).
-    Raises ValueError on shapes that do not fit, an unknown activation or backend; RuntimeError when a named backend
-    is missing.
+    backend: 'auto', 'torch', 'cpu' (compiled), 'cuda' (causal-conv1d).
+    Raises ValueError on shapes that do not fit, an unknown activation or backend; ImportError or RuntimeError
+    when a named backend is missing.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
         raise ValueError(
@@ -133,11 +165,12 @@ def causal_conv1d(
         raise ValueError(f"causal_conv1d: bias must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
     if activation not in (None, "silu"):
         raise ValueError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
-    if backend == "auto":
-        backend = "cpu" if x.device.type == "cpu" and x.dtype != torch.float64 and library() else "torch"
-    if backend == "torch":
+    name = _choose(x, weight.shape[1]) if backend == "auto" else backend
+    if name == "torch":
         return causal_conv1d_torch(x, weight, bias, activation, reverse)
-    if backend != "cpu":
-        raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch, cpu")
+    if name == "cuda":
+        return _cuda()(x, weight, bias, activation, reverse)
+    if name != "cpu":
+        raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch, cpu, cuda")
     need_library()
     return torch.ops.vjepa_mamba.conv_forward(x, weight, bias, activation == "silu", reverse)

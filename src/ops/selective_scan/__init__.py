@@ -2,41 +2,84 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from src.ops.compiled import library
-from src.ops.selective_scan.chunked import selective_scan_chunked
-from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
-from src.ops.selective_scan.reference import selective_scan_reference
+from src.ops.selective_scan.cpu import MAX_STATES
 
 __all__ = ["BACKENDS", "available_backends", "selective_scan"]
 
 _log = logging.getLogger(__name__)
 _said: set[tuple[str, str]] = set()
+_PACKAGE = __name__
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "reference": selective_scan_reference,
-    "chunked": selective_scan_chunked,
-    "cpu": selective_scan_cpu,
+# backend -> (module, what to install where importing the module fails)
+BACKENDS: dict[str, tuple[str, str]] = {
+    "reference": ("reference", ""),
+    "chunked": ("chunked", ""),
+    "cpu": ("cpu", ""),
+    "cuda": ("cuda", "mamba-ssm and causal-conv1d: pip install --no-build-isolation -e .[cuda] on a CUDA machine"),
+    "triton": ("triton", "pip install triton"),
 }
 
 
-def available_backends(device: str | torch.device = "cpu") -> list[str]:
-    """Names of the backends that can run here on tensors of this device."""
-    return list(BACKENDS)
+@functools.cache
+def load_backend(name: str) -> Callable[..., Tensor]:
+    """The backend's function. ImportError saying what to install when its libraries are missing."""
+    module, remedy = BACKENDS[name]
+    try:
+        loaded = importlib.import_module(f"{_PACKAGE}.{module}")
+    except (ImportError, OSError) as error:  # OSError: a library built for another CUDA or torch
+        raise ImportError(f"selective_scan: backend {name} is not available ({error}); install {remedy}") from error
+    return getattr(loaded, f"selective_scan_{name}")
 
 
-def _choose(u: Tensor, states: int) -> str:
-    """What `auto` means for these tensors; float64 always goes to the backend that keeps it."""
-    if u.dtype == torch.float64:
+def _loads(name: str) -> bool:
+    try:
+        load_backend(name)
+    except ImportError:
+        return False
+    return True
+
+
+@functools.cache
+def _first_that_loads(*names: str) -> str:
+    return next(name for name in names if _loads(name))
+
+
+def choose_backend(device: str, dtype: torch.dtype, states: int) -> str:
+    """What `auto` means for tensors on this kind of device; float64 goes to the backend that keeps it."""
+    if dtype == torch.float64:
         return "chunked"
-    if u.device.type == "cpu" and states <= MAX_STATES and library():
-        return "cpu"
-    return "chunked"
+    if device == "cuda":
+        return _first_that_loads("cuda", "triton", "chunked")
+    return "cpu" if device == "cpu" and states <= MAX_STATES and library() is not None else "chunked"
+
+
+def available_backends(device: str = "cpu") -> list[str]:
+    """Names of the backends that run on tensors of this kind of device ('cpu' or 'cuda') here and now."""
+    names = ["reference", "chunked"]
+    if device == "cpu" and library() is not None:
+        names.append("cpu")
+    if device == "cuda" and _loads("cuda"):
+        names.append("cuda")
+    if (device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1") and _loads("triton"):
+        names.append("triton")
+    return names
+
+
+@torch.compiler.disable
+def _say_once(name: str, device: str) -> None:
+    if (name, device) not in _said:
+        _said.add((name, device))
+        _log.info("selective_scan on %s: backend %s", device, name)
 
 
 def selective_scan(
@@ -60,13 +103,14 @@ def selective_scan(
     backend is missing.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    name = _choose(u, A.shape[1]) if backend == "auto" else backend
+    device = u.device.type
+    name = choose_backend(device, u.dtype, A.shape[1]) if backend == "auto" else backend
     if name not in BACKENDS:
         raise ValueError(f"selective_scan: unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    if (name, u.device.type) not in _said:
-        _said.add((name, u.device.type))
-        _log.info("selective_scan on %s: backend %s", u.device.type, name)
-    return BACKENDS[name](u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    scan = load_backend(name)
+    if (name, device) not in _said:
+        _say_once(name, device)
+    return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
 
 
 def _check_shapes(

@@ -1,6 +1,6 @@
-"""The compiled CPU backend as PyTorch operators (vjepa_mamba::scan_forward, scan_backward).
+"""The compiled CPU backend (operators vjepa_mamba::scan_forward, scan_backward).
 
-Legend: B batch, E inner width (channels), L sequence length, N state size, T steps between checkpoints.
+Legend: B batch, E inner width (channels), L sequence length, N state size.
 Inputs float32, bfloat16 or float16, of any strides; states float32. Fastest with channels innermost in memory.
 """
 
@@ -20,8 +20,11 @@ from src.ops.compiled import (
     readable,
     threads_for,
 )
+from src.ops.selective_scan.operator import none, register, state_gradient
 
 MAX_STATES = 64
+_MAX_LANES = 16
+_PAD = 4  # states are padded to a multiple of this
 _GRAIN = 1 << 16  # state updates that are worth a thread
 
 
@@ -30,22 +33,15 @@ def _tile(states: int) -> int:
     return 64 * ((states + 15) // 16)
 
 
-def _lanes() -> int:
-    return need_library().kernels_use_lanes(_most_lanes)
-
-
-_most_lanes = 16
-
-
 def _padded(states: int) -> int:
-    return (states + 3) // 4 * 4
+    return (states + _PAD - 1) // _PAD * _PAD
 
 
-def _checkpoint_shape(u: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
+def _checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
     batch, channels, length = u.shape
-    tile, lanes = _tile(A.shape[1]), _lanes()
+    tile, lanes = _tile(states), need_library().kernels_use_lanes(_MAX_LANES)
     tiles = max((length + tile - 1) // tile - 1, 0) if keep else 0
-    return batch, (channels + lanes - 1) // lanes, tiles, _padded(A.shape[1]), lanes
+    return batch, (channels + lanes - 1) // lanes, tiles, _padded(states), lanes
 
 
 def _header(u: Tensor, states: int, softplus: bool, reverse: bool) -> list[int]:
@@ -55,9 +51,9 @@ def _header(u: Tensor, states: int, softplus: bool, reverse: bool) -> list[int]:
     return [batch, channels, length, states, tile, reverse, softplus, threads]
 
 
-def _workspace(header: list[int], backward: bool, like: Tensor) -> Tensor:
+def _workspace(header: list[int], backward: bool) -> Tensor:
     size = need_library().scan_work_floats(header[4], _padded(header[3]), backward)
-    return torch.empty(header[7], size, dtype=torch.float32, device=like.device)
+    return torch.empty(header[7], size, dtype=torch.float32)
 
 
 def _forward(
@@ -74,20 +70,19 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     out = empty_like_layout(u)
-    checkpoints = torch.empty(_checkpoint_shape(u, A, keep), dtype=torch.float32, device=u.device)
+    checkpoints = torch.empty(_checkpoint_shape(u, A.shape[1], keep), dtype=torch.float32)
     if u.numel() == 0:
         return out, checkpoints
     x, step, b, c, gate = (readable(t) for t in (u, delta, B, C, z))
     a, skip, bias = plain(A), plain(D), plain(delta_bias)
     target = out if out.dtype == x.dtype else torch.empty_like(out, dtype=x.dtype)
     header = _header(u, A.shape[1], softplus, reverse)
-    work = _workspace(header, False, u)
-    arrays = [array(t) for t in (x, step, b, c, gate, target)] + [ABSENT] * 4
-    rest = [pointer(a), pointer(skip), pointer(bias), pointer(checkpoints) if keep else 0, pointer(work), work.shape[1]]
-    call("scan_forward", [*header, *(f for fields in arrays for f in fields), *rest, *[0] * 7])
-    if target is not out:
-        out.copy_(target)
-    return out, checkpoints
+    work = _workspace(header, False)
+    fields = [f for t in (x, step, b, c, gate, target) for f in array(t)] + ABSENT * 4
+    kept = pointer(checkpoints) if keep else 0
+    rest = [pointer(a), pointer(skip), pointer(bias), kept, pointer(work), work.shape[1]]
+    call("scan_forward", [*header, *fields, *rest, *[0] * 7])
+    return out if target is out else out.copy_(target), checkpoints
 
 
 def _backward(
@@ -110,11 +105,9 @@ def _backward(
     a, skip, bias = plain(A), plain(D), plain(delta_bias)
     du, ddelta = empty_like_layout(x), empty_like_layout(step)
     dz = empty_like_layout(gate) if gate is not None else None
-    new = lambda *shape: torch.empty(shape, dtype=torch.float32, device=u.device)  # noqa: E731
-    dA = new(channels, states)
-    dD = new(channels) if D is not None else None
-    dbias = new(channels) if delta_bias is not None else None
-    gB, gC = new(batch, length, padded), new(batch, length, padded)
+    dA = torch.empty(channels, states, dtype=torch.float32)
+    dD, dbias = (torch.empty(channels, dtype=torch.float32) if t is not None else None for t in (D, delta_bias))
+    (gB, dB), (gC, dC) = state_gradient(B, _PAD), state_gradient(C, _PAD)
     if u.numel() == 0:
         for t in (dA, dD, dbias, gB, gC):
             if t is not None:
@@ -122,116 +115,24 @@ def _backward(
     else:
         header = _header(u, states, softplus, reverse)
         threads, blocks = header[7], checkpoints.shape[1]
-        work = _workspace(header, True, u)
-        aligned = all((batch * blocks * i // threads) % blocks == 0 for i in range(threads))
-        extra = None if aligned else new(threads, 2, length, padded)
-        partial = new(batch, blocks, padded + 2, checkpoints.shape[4])
-        arrays = [array(t) for t in (x, step, b, c, gate, None, g, du, ddelta, dz)]
-        floats = (a, skip, bias, checkpoints, work)
-        sums = (gB, gC, extra, partial, dA, dD, dbias)
-        fields = [f for one in arrays for f in one]
-        call(
-            "scan_backward",
-            [*header, *fields, *(pointer(t) for t in floats), work.shape[1], *(pointer(t) for t in sums)],
-        )
-    dB, dC = gB[..., :states].transpose(1, 2).to(B.dtype), gC[..., :states].transpose(1, 2).to(C.dtype)
-    none = new(0)
-    return (
-        du.to(u.dtype),
-        ddelta.to(delta.dtype),
-        dA.to(A.dtype),
-        dB,
-        dC,
-        dD.to(D.dtype) if D is not None else none,
-        dz.to(z.dtype) if z is not None else new(0),
-        dbias.to(delta_bias.dtype) if delta_bias is not None else new(0),
+        work = _workspace(header, True)
+        shares_begin_with_items = all(batch * blocks * i // threads % blocks == 0 for i in range(threads))
+        extra = None if shares_begin_with_items else torch.empty(threads, 2, length, padded, dtype=torch.float32)
+        partial = torch.empty(batch, blocks, padded + 2, checkpoints.shape[4], dtype=torch.float32)
+        fields = [f for t in (x, step, b, c, gate, None, g, du, ddelta, dz) for f in array(t)]
+        floats = [pointer(t) for t in (a, skip, bias, checkpoints, work)]
+        sums = [pointer(t) for t in (gB, gC, extra, partial, dA, dD, dbias)]
+        call("scan_backward", [*header, *fields, *floats, work.shape[1], *sums])
+    for buffer, out in ((gB, dB), (gC, dC)):
+        if out.dtype != torch.float32:
+            out.copy_(buffer[..., :states].transpose(1, 2))
+    got = (du, ddelta, dA, dB, dC, dD, dz, dbias)
+    return tuple(
+        y.to(t.dtype) if t is not None else none(u) for t, y in zip((u, delta, A, B, C, D, z, delta_bias), got)
     )
 
 
-_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
-torch.library.define(
-    "vjepa_mamba::scan_forward", f"({_INPUTS}, bool softplus, bool reverse, bool keep) -> (Tensor, Tensor)"
-)
-torch.library.define(
-    "vjepa_mamba::scan_backward",
-    f"(Tensor grad, {_INPUTS}, Tensor checkpoints, bool softplus, bool reverse)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-torch.library.impl("vjepa_mamba::scan_forward", "cpu", _forward)
-torch.library.impl("vjepa_mamba::scan_backward", "cpu", _backward)
-
-
-@torch.library.register_fake("vjepa_mamba::scan_forward")
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    checkpoints = u.new_empty(_checkpoint_shape(u, A, keep), dtype=torch.float32)
-    return empty_like_layout(u), checkpoints
-
-
-@torch.library.register_fake("vjepa_mamba::scan_backward")
-def _(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    checkpoints: Tensor,
-    softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, ...]:
-    none = u.new_empty(0, dtype=torch.float32)
-    batch, states, length = B.shape
-
-    def along(x: Tensor) -> Tensor:
-        if x.dtype != torch.float32:
-            return x.new_empty(batch, length, states).transpose(1, 2)
-        return x.new_empty(batch, length, _padded(states))[..., :states].transpose(1, 2)
-
-    return (
-        empty_like_layout(u),
-        empty_like_layout(delta),
-        A.new_empty(A.shape),
-        along(B),
-        along(C),
-        D.new_empty(D.shape) if D is not None else none,
-        empty_like_layout(z) if z is not None else torch.empty_like(none),
-        delta_bias.new_empty(delta_bias.shape) if delta_bias is not None else torch.empty_like(none),
-    )
-
-
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus, ctx.reverse, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
-
-
-def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor | None, _: Tensor | None) -> tuple:
-    if grad is None:
-        return (None,) * 11
-    u, delta, A, B, C, D, z, delta_bias, checkpoints = ctx.saved_tensors
-    du, ddelta, dA, dB, dC, dD, dz, dbias = torch.ops.vjepa_mamba.scan_backward(
-        grad, u, delta, A, B, C, D, z, delta_bias, checkpoints, ctx.softplus, ctx.reverse
-    )
-    optional = [g if x is not None else None for x, g in ((D, dD), (z, dz), (delta_bias, dbias))]
-    return du, ddelta, dA, dB, dC, *optional, None, None, None
-
-
-torch.library.register_autograd("vjepa_mamba::scan_forward", _gradients, setup_context=_setup)
+_scan = register("scan", ["cpu"], _forward, _backward, _checkpoint_shape, _PAD)
 
 
 def selective_scan_cpu(
@@ -246,12 +147,13 @@ def selective_scan_cpu(
     delta_softplus: bool = False,
     reverse: bool = False,
 ) -> Tensor:
-    """Same contract as `selective_scan_reference`; differentiable once; N at most 64 (ValueError)."""
+    """Same contract as `selective_scan_reference`; differentiable once; N at most 64 (ValueError).
+
+    Raises RuntimeError when the kernels were not built or the tensors are not on the CPU.
+    """
     if A.shape[1] > MAX_STATES:
         raise ValueError(f"selective_scan: backend cpu takes state sizes up to {MAX_STATES}, got {A.shape[1]}")
+    if u.device.type != "cpu":
+        raise RuntimeError(f"selective_scan: backend cpu needs CPU tensors, got {u.device}")
     need_library()
-    keep = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (u, delta, A, B, C, D, z, delta_bias)
-    )
-    out, _ = torch.ops.vjepa_mamba.scan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep)
-    return out
+    return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, reverse=reverse)

@@ -6,6 +6,11 @@
 
 struct Tile {  // views into one thread's workspace
     float *u, *dt, *sig, *z, *y, *g, *B, *C, *A2, *A, *D, *bias, *states, *decays, *dh, *dA;
+    struct {
+        const char* row;
+        int64_t step;
+    } ahead[4];  // rows of the tile that comes next, fetched while this one is computed
+    int aheads;
 };
 
 static int64_t scan_work_size(int64_t tile, int64_t np, bool backward) {
@@ -47,6 +52,19 @@ static void load_constants(const ScanArgs& a, int64_t block, int64_t np, Tile& w
     }
 }
 
+// Channels innermost in memory make a tile's rows far apart, which no hardware prefetcher follows.
+static void look_ahead(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, const Array* const* arrays, Tile& w) {
+    w.aheads = 0;
+    if (t0 < 0 || t0 >= a.length || block * LANES >= a.channels) return;
+    for (; *arrays; ++arrays) {
+        const Array& x = **arrays;
+        if (!x.data || x.row != 1) continue;
+        const int64_t size = x.dtype == F32 ? 4 : 2, first = a.reverse ? a.length - 1 - t0 : t0;
+        w.ahead[w.aheads].row = x.data + size * (b * x.batch + block * LANES + first * x.time);
+        w.ahead[w.aheads++].step = size * (a.reverse ? -x.time : x.time);
+    }
+}
+
 static Span load_tile(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, int64_t np, Tile& w) {
     const int64_t left = a.channels - block * LANES, steps = a.length - t0 < a.tile ? a.length - t0 : a.tile;
     Span s = {b, block * LANES, left < LANES ? left : LANES, t0, steps, a.length, a.reverse != 0};
@@ -74,13 +92,17 @@ static Span load_tile(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, i
 
 // The recurrence over one tile. KEEP stores the state before each step and each decay; READ leaves C.h in w.y.
 template <int NP, bool KEEP, bool READ>
-static void advance(const Tile& w, int64_t steps, int64_t np_, float* carry) {
+static void advance(Tile& w, int64_t steps, int64_t np_, float* carry) {
     const int64_t np = NP ? NP : np_;
     vf h[NP ? NP : 64];
     for (int64_t n = 0; n < np; ++n) h[n] = load(carry + n * LANES);
     for (int64_t i = 0; i < steps; ++i) {
         const vf dt = load(w.dt + i * LANES), x = dt * load(w.u + i * LANES);
         const float *Bi = w.B + i * np, *Ci = w.C + i * np;
+        for (int k = 0; k < w.aheads; ++k) {
+            __builtin_prefetch(w.ahead[k].row, 0, 2);
+            w.ahead[k].row += w.ahead[k].step;
+        }
         vf y0 = {}, y1 = {};
 #pragma GCC unroll 16
         for (int64_t n = 0; n < np; n += 2) {
@@ -116,6 +138,9 @@ static void scan_forward(const ScanArgs& a, int64_t b, int64_t block, int64_t np
         if (k && a.checkpoints)
             memcpy(a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, w.states, rows * sizeof(float));
         const Span s = load_tile(a, b, block, k * a.tile, np, w);
+        const Array* const inputs[] = {&a.u, &a.delta, &a.z, nullptr};
+        const bool last = k == tiles - 1;
+        look_ahead(a, b, block + last, last ? 0 : (k + 1) * a.tile, inputs, w);
         advance<NP, false, true>(w, s.steps, np, w.states);
         if (a.D)
             for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + D * load(w.u + i));
@@ -203,6 +228,8 @@ static void scan_backward(const ScanArgs& a, int64_t b, int64_t block, int64_t n
     for (int64_t k = tiles - 1; k >= 0; --k) {
         Span s = load_tile(a, b, block, k * a.tile, np, w);
         read_tile(a.grad, s, w.g, LANES);
+        const Array* const inputs[] = {&a.u, &a.delta, &a.z, &a.grad, nullptr};
+        look_ahead(a, b, block + !k, (k ? k - 1 : tiles - 1) * a.tile, inputs, w);
         vf carry[64];  // the running state; its copies per step are what the way back needs
         if (k)
             memcpy(carry, a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, rows * sizeof(float));
