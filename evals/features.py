@@ -133,7 +133,7 @@ class CacheWriter:
         Raises:
             UserError: a feature does not fit in half precision or is not finite.
         """
-        block = torch.stack([view.float() for view in batch.views_BLD], dim=1).cpu().numpy().astype(np.float16)
+        block = torch.stack(list(batch.views_BLD), dim=1).half().cpu().numpy()
         if not np.isfinite(block).all():
             raise UserError("the encoder's features are not finite in half precision: set data.cache_features: false")
         ids = batch.ids_B.numpy()
