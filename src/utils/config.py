@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from src.utils.errors import UserError, one_line
 from src.utils.logging import get_logger
-from src.utils.yaml_io import apply_overrides, kind_of, read_mapping
+from src.utils.yaml_io import apply_overrides, dump_yaml, kind_of, read_mapping
 
 logger = get_logger(__name__)
 
@@ -100,7 +99,7 @@ def save_config(config: Section, path: str | Path) -> None:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    text = dump_yaml(config.model_dump())
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -157,7 +156,7 @@ def key_table(schema: type[Section]) -> list[tuple[str, str, str, str]]:
         if _section_of(field.annotation):
             continue
         default = field.get_default(call_default_factory=True)
-        shown = "required" if default is PydanticUndefined else yaml.safe_dump(default, default_flow_style=True)
+        shown = "required" if default is PydanticUndefined else dump_yaml(default)
         kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
         kind = re.sub(r"typing\.(Literal)?", "", kind)
         rows.append((key, kind, shown.replace("\n...\n", "").strip(), field.description or ""))
