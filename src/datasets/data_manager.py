@@ -101,6 +101,7 @@ class Loader:
             # torch's handler raises wherever the main thread happens to be; without it the death of a worker is noticed
             # (within seconds) where its batch is waited for, below.
             signal.signal(signal.SIGCHLD, previous)
+        used = False
         while True:
             try:
                 batch = next(batches)
@@ -111,14 +112,13 @@ class Loader:
                 raise
             self.skips.add(batch)
             if len(batch):
+                used = True
                 yield batch
             elif self._training:
-                path, _, reason = batch.skipped[-1]
-                raise UserError(
-                    f"none of the {batch.attempts} videos tried for step {batch.step} could be used "
-                    f"({self.skips.summary()}); the last: {path}: {reason}"
-                )
+                raise self.skips.none_usable()
         self.skips.log_summary()
+        if not self._training and not used and self.skips.attempts:
+            raise self.skips.none_usable()
 
     def _explain(self, error: RuntimeError) -> None:
         if not str(error).startswith("DataLoader worker"):

@@ -54,7 +54,7 @@ def read_image(path: str) -> np.ndarray:
     """An image file as RGB uint8 (H, W, 3). Raises DecodeError."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise DecodeError(path, "missing", "no such file") from None
     except IsADirectoryError:

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from src.utils.errors import UserError
 
@@ -34,10 +35,10 @@ def expand(patterns: Sequence[str | Path], allow_pipe: bool) -> list[list[str]]:
 
     found = []
     for pattern in map(str, patterns):
-        if pattern.strip().lower().startswith("pipe:") and not allow_pipe:
-            raise UserError(f"{pattern!r} would run a shell command; set data.allow_pipe: true if that is meant")
         names: list[str] = []
         for name in braceexpand.braceexpand(pattern):
+            if urlsplit(name).scheme == "pipe" and not allow_pipe:
+                raise UserError(f"{name!r} would run a shell command; set data.allow_pipe: true if that is meant")
             if is_url(name):
                 names.append(name)
             elif matches := sorted(str(p) for p in Path(name).parent.glob(Path(name).name)):
@@ -74,12 +75,13 @@ def scan(path: str) -> tuple[list[Entry], list[tuple[str, str, str]]]:
             current = None
             for member in _members(archive, path, faults):
                 key, suffix = split_name(member.name)
-                if member.offset_data + member.size > size:
-                    faults.append((f"{path}::{member.name}", "truncated", "the shard ends inside it"))
-                    continue
                 if key != current:
                     _close(archive, path, current, group, entries, faults)
                     group, current = {}, key
+                if member.offset_data + member.size > size:
+                    faults.append((f"{path}::{member.name}", "truncated", "the shard ends inside it"))
+                    group = {}
+                    break
                 group[suffix] = member
             _close(archive, path, current, group, entries, faults)
     except tarfile.TarError as error:
@@ -112,7 +114,7 @@ def _close(
     faults: list[tuple[str, str, str]],
 ) -> None:
     """End of the files that share a key: an entry, or a fault."""
-    if key is None:
+    if key is None or not group:
         return
     name = f"{path}::{key}"
     video = next((group[s] for s in VIDEO_SUFFIXES if s in group), None)

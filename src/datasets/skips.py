@@ -30,6 +30,7 @@ class SkipReport:
         self._seen: set[str] = set()
         self.kinds: Counter[str] = Counter()
         self.attempts, self.failed = 0, 0
+        self._last = ("", "")
 
     def add(self, batch: Batch) -> None:
         """Take note of a batch. Raises UserError when too large a share of all attempts has failed."""
@@ -37,7 +38,7 @@ class SkipReport:
         self.failed += len(batch.skipped)
         self.note(batch.skipped)
         if batch.skipped and self.attempts >= _MIN_ATTEMPTS and self.failed > self._max_fraction * self.attempts:
-            path, _, reason = batch.skipped[-1]
+            path, reason = self._last
             raise UserError(
                 f"{self.failed} of {self.attempts} videos could not be used ({self.summary()}), more than "
                 f"data.max_skip_fraction ({self._max_fraction:g}) allows; the last: {path}: {reason}"
@@ -47,6 +48,7 @@ class SkipReport:
         """Count and write down faults (path, kind, reason), each path once, without judging them."""
         for path, kind, reason in skipped:
             self.kinds[kind] += 1
+            self._last = (path, reason)
             if path in self._seen:
                 continue
             self._seen.add(path)
@@ -57,6 +59,14 @@ class SkipReport:
     def summary(self) -> str:
         """Counts by kind, most frequent first."""
         return ", ".join(f"{n} {kind}" for kind, n in self.kinds.most_common()) or "none"
+
+    def none_usable(self) -> UserError:
+        """What to raise where not one sample was left."""
+        path, reason = self._last
+        return UserError(
+            f"none of the last videos could be used (of {self.attempts} so far failed: {self.summary()}); "
+            f"the last: {path}: {reason}"
+        )
 
     def log_summary(self) -> None:
         """One line, if anything was skipped."""

@@ -177,19 +177,20 @@ def _take(buffer: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, A
 
 
 def _open_shard(url: str, faults: list[Skipped]) -> Iterator[dict[str, Any]]:
-    from webdataset import gopen, tariterators
+    from webdataset.gopen import gopen_schemes
+    from webdataset.tariterators import tarfile_samples
 
-    gopen.gopen_schemes.setdefault("s3", _open_s3)
+    gopen_schemes.setdefault("s3", _open_s3)
 
     def note(error: Exception) -> bool:
         faults.append(Skipped(url, "unreadable", " ".join(str(error).split())[:200]))
         return False
 
-    yield from tariterators.tarfile_samples([{"url": url}], handler=note)
+    yield from tarfile_samples([{"url": url}], handler=note)
 
 
 def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Any:
     """An object as a stream, through the aws command, without a shell in between."""
-    from webdataset import gopen
+    from webdataset.gopen import Pipe
 
-    return gopen.Pipe(["aws", "s3", "cp", url, "-"], mode=mode, bufsize=bufsize, ignore_status=[141, 23])
+    return Pipe(["aws", "s3", "cp", url, "-"], mode=mode, bufsize=bufsize, ignore_status=[141, 23])
