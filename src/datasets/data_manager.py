@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from src.datasets.batch import Batch, Collate, MaskCollator
@@ -57,7 +58,8 @@ class Loader:
         pin_mem: bool,
     ) -> None:
         self._source, self._collate, self.skips = source, collate, skips
-        self._batch_size, self._num_workers, self._pin_mem = batch_size, num_workers, pin_mem
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self._pin_mem = pin_mem and torch.cuda.is_available()
         self._rank, self._world_size, self._seed, self._training = rank, world_size, seed, training
         self._order: DrawOrder | None = None
         if training and not isinstance(source, WebVideoStream):
