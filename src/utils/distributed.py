@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from src.utils.errors import UserError
+
 _TIMEOUT_S = 1800  # for one collective; long enough for rank 0 to write a large checkpoint to a slow disk
 
 
@@ -69,6 +71,7 @@ def init_distributed(
         timeout_s: seconds after which a collective that not every process joined fails.
 
     Raises:
+        UserError: the port is taken.
         RuntimeError: the processes could not meet. A run that was asked for several processes never goes on as one.
     """
     process = Process(rank, world_size, torch.device(device) if device is not None else default_device())
@@ -83,10 +86,20 @@ def init_distributed(
         if port is None:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **bind)
         else:
-            store = dist.TCPStore(address, port, world_size, is_master=host_store and rank == 0, timeout=timeout)
+            store = _meet(address, port, world_size, host_store and rank == 0, timeout)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, **bind)
     _state["process"] = process
     return process
+
+
+def _meet(address: str, port: int, world_size: int, host: bool, timeout: datetime.timedelta) -> dist.TCPStore:
+    """Open (host) or find the store through which the processes learn of each other."""
+    try:
+        return dist.TCPStore(address, port, world_size, is_master=host, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(f"port {port} on this machine is taken, maybe by another job: set MASTER_PORT") from None
 
 
 def shutdown() -> None:
