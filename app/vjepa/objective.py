@@ -1,6 +1,7 @@
 """The objective: predict the target encoder's features where the context encoder saw nothing.
 
-Bardes et al. 2024, equation 1. Legend: B batch, C channels, T H W clip, N tokens, K context tokens, M target tokens, D width.
+Bardes et al. 2024, equation 1.
+Legend: B batch, C channels, T H W clip, N tokens, K context tokens, M target tokens, D width.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from src.models.utils.multimask import MultiMaskWrapper, PredictorMultiMaskWrapp
 
 
 class VideoJEPA(nn.Module):
-    """Encoder and predictor as the one module that is trained: (B, C, T, H, W) and masks -> predictions [(B, M_i, D)]."""
+    """Encoder and predictor as the one trained module: (B, C, T, H, W) and masks -> predictions [(B, M_i, D)]."""
 
     def __init__(self, encoder: nn.Module, predictor: nn.Module) -> None:
         super().__init__()
@@ -51,7 +52,8 @@ def jepa_losses(
 ) -> Losses:
     """|z - h|^p / p averaged over tokens and masks, plus reg_coeff times the variance hinge, in float32.
 
-    The hinge is mean(relu(1 - std)), std over the predicted tokens of a clip, averaged over masks: it pushes the variance up.
+    The hinge is mean(relu(1 - std)), std over the predicted tokens of a clip, averaged over masks: it pushes the
+    variance up.
     """
     predictions = [z.float() for z in predictions]
     distances = [((z - h).abs() ** loss_exp).mean() / loss_exp for z, h in zip(predictions, targets)]

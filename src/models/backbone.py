@@ -98,7 +98,7 @@ class VideoEncoder(nn.Module):
         return interpolate_pos_embed(self.pos_embed, self.grid, grid)
 
     def embed(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Clip (B, C, T, H, W) -> tokens with positions (B, N, D). Raises UserError if it has no whole number of patches."""
+        """Clip (B, C, T, H, W) -> tokens with positions (B, N, D). Raises UserError if it is not whole patches."""
         _, _, T, H, W = x_BCTHW.shape
         grid = token_grid(T, (H, W), self.patch_size, self.tubelet_size)
         return self.patch_embed(x_BCTHW) + self.positions(grid)

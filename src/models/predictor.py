@@ -19,9 +19,9 @@ from src.utils.errors import UserError
 class Predictor(nn.Module):
     """From context tokens, predict the features at the target positions (Bardes et al. 2024, section 3).
 
-    Subclasses choose the trunk. `token_order` is the order in which context and mask tokens enter it: 'raster' sorts them
-    by position, 'concat' leaves the mask tokens behind the context. Attention does not see the order; a scan does, and
-    with 'concat' every token is far away from its neighbours in the clip.
+    Subclasses choose the trunk. `token_order` is the order in which context and mask tokens enter it: 'raster' sorts
+    them by position, 'concat' leaves the mask tokens behind the context. Attention does not see the order; a scan does,
+    and with 'concat' every token is far away from its neighbours in the clip.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Predictor(nn.Module):
     ) -> torch.Tensor:
         """Context tokens (B, K, D) at masks_ctxt (B, K) -> predictions (B, M, D) at masks_tgt (B, M).
 
-        `tgt` is V-JEPA's argument for predicting from noised targets and is not read. `mask_index` picks the mask token.
+        `tgt` is V-JEPA's argument for predicting from noised targets and is not read. `mask_index` picks the mask
+        token.
         """
         K = ctxt.shape[1]
         positions = self.predictor_pos_embed.expand(len(ctxt), -1, -1)

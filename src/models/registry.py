@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from src.models.predictor import Predictor, VideoMambaPredictor, VisionTransformerPredictor
 from src.models.backbone import VideoEncoder
+from src.models.predictor import Predictor, VideoMambaPredictor, VisionTransformerPredictor
 from src.models.videomamba import VideoMamba
 from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError

@@ -1,4 +1,4 @@
-"""ViT video encoder (Dosovitskiy et al. 2021; Bardes et al. 2024), with V-JEPA's names of constructor and parameters."""
+"""ViT video encoder (Dosovitskiy et al. 2021; Bardes et al. 2024); V-JEPA's names of constructor and parameters."""
 
 from __future__ import annotations
 

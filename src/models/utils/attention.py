@@ -10,7 +10,7 @@ from src.models.utils.drop_path import DropPath
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, use_sdpa: bool = True) -> torch.Tensor:
-    """Softmax attention: (B, S, Q, d), (B, S, N, d), (B, S, N, d) -> (B, S, Q, d). use_sdpa picks PyTorch's fused one."""
+    """Softmax attention: (B, S, Q, d), (B, S, N, d), (B, S, N, d) -> (B, S, Q, d). use_sdpa: PyTorch's fused one."""
     if use_sdpa:
         return F.scaled_dot_product_attention(q, k, v)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -73,8 +73,8 @@ class Block(nn.Module):
 class CrossAttention(nn.Module):
     """Queries attend to tokens. (B, Q, D), (B, N, D) -> (B, Q, D).
 
-    V-JEPA's probes carry a `proj` that their forward pass never applies. It is kept, frozen and unused, so that published
-    probes load strictly and ours have the same keys.
+    V-JEPA's probes carry a `proj` that their forward pass never applies. It is kept, frozen and unused, so that
+    published probes load strictly and ours have the same keys.
     """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, use_sdpa: bool = True) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch per sample with probability `rate` while training (Huang et al. 2016). (B, ...) -> same."""
+    """Drops a residual branch per sample with probability `rate` in training (Huang et al. 2016). (B, ...) -> same."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()

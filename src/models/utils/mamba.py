@@ -57,7 +57,7 @@ class MambaMixer(nn.Module):
         self.reset_dt()
 
     def reset_dt(self, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
-        """Step-size initialisation: softplus(dt_proj.bias) log-uniform in [dt_min, dt_max] (Gu & Dao 2023, section 3.6)."""
+        """Step sizes: softplus(dt_proj.bias) log-uniform in [dt_min, dt_max] (Gu & Dao 2023, section 3.6)."""
         for suffix in self.suffixes:
             dt_proj = getattr(self, f"dt_proj{suffix}")
             nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)

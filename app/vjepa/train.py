@@ -1,0 +1,225 @@
+"""V-JEPA pretraining: predict the features of masked tokens, targets from an EMA of the encoder.
+
+`main` builds, `train` loops, `train_step` is one optimizer step. Legend: B batch, C channels, T H W clip.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from app.vjepa.config import PretrainConfig
+from app.vjepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
+from app.vjepa.transforms import make_transforms
+from app.vjepa.utils import (
+    Run,
+    Schedule,
+    apply_schedule,
+    checkpoint_path,
+    find_checkpoint,
+    init_opt,
+    init_video_model,
+    load_checkpoint,
+    make_schedule,
+    make_target_encoder,
+    save_checkpoint,
+)
+from src.datasets.batch import Batch
+from src.datasets.data_manager import Loader, init_data
+from src.datasets.transforms import normalize
+from src.masks import create_mask_collator
+from src.utils.config import save_config
+from src.utils.csv_log import CSVLogger
+from src.utils.distributed import all_reduce_mean, current
+from src.utils.errors import UserError
+from src.utils.logging import Progress, get_logger, prepare_folder
+
+logger = get_logger(__name__)
+
+COLUMNS = (
+    ("%d", "epoch"),
+    ("%d", "itr"),
+    ("%.5f", "loss"),
+    ("%.5f", "loss-jepa"),
+    ("%.5f", "reg-loss"),
+    ("%.3e", "enc-grad-norm"),
+    ("%.3e", "pred-grad-norm"),
+    ("%d", "wall-time(ms)"),
+)
+
+
+def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
+    """Pretrain as `args` says, in this process; others may run beside it (src/utils/distributed.py).
+
+    Raises UserError for a folder, data or checkpoint that does not do, and when the loss is no longer finite.
+    """
+    rank, world_size, device = current()
+    folder = prepare_folder(args.output_folder())
+    checkpoint = find_checkpoint(args, resume_preempt)
+
+    encoder, predictor = init_video_model(args)
+    target_encoder = make_target_encoder(encoder)
+    for module in (encoder, predictor, target_encoder):
+        module.to(device)
+    optimizer = init_opt(encoder, predictor, args)
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and args.meta.dtype == "float16")
+    model: nn.Module = VideoJEPA(encoder, predictor)
+    if world_size > 1:
+        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    loader = make_loader(args, rank, world_size)
+    micro = args.optimization.accumulate_steps
+    steps_per_epoch = args.optimization.ipe or max(loader.steps_per_pass // micro, 1)
+    run = Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch)
+    torch.manual_seed(args.meta.seed + rank)  # from here on only stochastic depth draws from it
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, run)
+        logger.info(f"resumed from {checkpoint} at step {run.step}")
+    loader.start_step = run.step * micro
+    loader.total_steps = args.optimization.epochs * steps_per_epoch * micro
+
+    if rank == 0:
+        save_config(args, folder / "params-pretrain.yaml")
+    describe(args, run, device)
+    train(args, run, loader, resumed=checkpoint is not None)
+
+
+def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
+    """The training data, with masks drawn beside it."""
+    data = args.data
+    collator = create_mask_collator(
+        data.mask_type,
+        args.mask_dicts(),
+        data.crop_size,
+        data.num_frames,
+        data.patch_size,
+        data.tubelet_size,
+        seed=args.meta.seed,
+        rank=rank,
+    )
+    keys = ("dataset_type", "datasets", "datasets_weights", "batch_size", "num_clips", "num_frames", "sampling_rate")
+    keys += ("clip_duration", "filter_short_videos", "filter_long_videos", "decoder", "allow_pipe", "max_skip_fraction")
+    return init_data(
+        **{key: getattr(data, key) for key in (*keys, "num_workers", "pin_mem")},
+        transform=make_transforms(data.crop_size, **args.data_aug.model_dump()),
+        collator=collator,
+        rank=rank,
+        world_size=world_size,
+        seed=args.meta.seed,
+        folder=args.output_folder() if rank == 0 else None,
+    )
+
+
+def describe(args: PretrainConfig, run: Run, device: torch.device) -> None:
+    """Say once what is about to run."""
+
+    def millions(module: nn.Module) -> str:
+        return f"{sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6:.2f} M"
+
+    dtype = args.meta.dtype if device.type == "cuda" else "float32"
+    logger.info(
+        f"{args.model.model_name} ({millions(run.encoder)}) with a {args.model.pred_model_name} predictor "
+        f"({millions(run.predictor)} parameters) on {device} in {dtype}, "
+        f"{args.optimization.epochs} epochs of {run.steps_per_epoch} steps, to {args.output_folder()}"
+    )
+
+
+def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None:
+    """Step until the last epoch is done; log every step, save every epoch."""
+    rank, world_size, device = current()
+    total = args.optimization.epochs * run.steps_per_epoch
+    if run.step >= total:
+        logger.info(f"nothing to do: {checkpoint_path(args)} has all {total} steps; choose another logging.folder")
+        return
+    schedule = make_schedule(args, run.steps_per_epoch)
+    csv = None
+    if rank == 0:
+        resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
+        csv = CSVLogger(args.output_folder() / f"{args.logging.write_tag}_r0.csv", *COLUMNS, resume_at=resume_at)
+    # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
+    read_every = args.logging.log_every if device.type == "cuda" else 1
+    unread: list[torch.Tensor] = []
+    values, batches, start = [math.nan] * 6, iter(loader), time.perf_counter()
+    with Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
+        while run.step < total:
+            group = list(islice(batches, args.optimization.accumulate_steps))
+            unread.append(train_step(args, run, group, schedule(run.step)))
+            run.step += 1
+            epoch_ends = run.step % run.steps_per_epoch == 0
+            if run.step % read_every == 0 or epoch_ends:
+                values = read_numbers(args, run, unread, csv, time.perf_counter() - start)
+                unread, start = [], time.perf_counter()
+            if epoch_ends and rank == 0:
+                save_checkpoint(run, args, values[0], world_size)
+            progress.advance(sum(map(len, group)) * world_size, epoch=(run.step - 1) // run.steps_per_epoch + 1,
+                             loss=values[0])  # fmt: skip
+    if csv is not None:
+        csv.close()
+        logger.info(f"done: {checkpoint_path(args)}")
+
+
+def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule) -> torch.Tensor:
+    """One optimizer step and the EMA after it, over the batches of `group`.
+
+    Returns (5,) on the device: loss, its feature part, its variance part, gradient norms of encoder and predictor.
+    """
+    device = current().device
+    apply_schedule(run.optimizer, now)
+    run.optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for i, batch in enumerate(group):
+        batch = batch.to(device)
+        clips = normalize(torch.cat(batch.clips))
+        # With several clips of a video (num_clips > 1) each sample's masks serve all of its clips.
+        masks_enc = [mask.repeat(len(batch.clips), 1) for mask in batch.masks_enc]
+        masks_pred = [mask.repeat(len(batch.clips), 1) for mask in batch.masks_pred]
+        synchronise = i + 1 == len(group) or not isinstance(run.model, DistributedDataParallel)
+        with nullcontext() if synchronise else run.model.no_sync():
+            with autocast(args, device):
+                targets = make_targets(run.target_encoder, clips, masks_pred)
+                predictions = run.model(clips, masks_enc, masks_pred)
+            losses = jepa_losses(predictions, targets, args.loss.loss_exp, args.loss.reg_coeff)
+            run.scaler.scale(losses.loss / len(group)).backward()
+        parts.append(torch.stack(losses).detach())
+    run.scaler.unscale_(run.optimizer)
+    limit = args.optimization.clip_grad or math.inf
+    norms = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (run.encoder, run.predictor)]
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    ema_update(run.target_encoder.parameters(), run.encoder.parameters(), now.momentum)
+    return torch.cat([torch.stack(parts).mean(dim=0), torch.stack(norms).float()])
+
+
+def autocast(args: PretrainConfig, device: torch.device) -> torch.autocast | nullcontext:
+    """Lower precision on a GPU as meta.dtype says; a CPU computes in float32."""
+    if device.type != "cuda" or args.meta.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, args.meta.dtype))
+
+
+def read_numbers(
+    args: PretrainConfig, run: Run, unread: list[torch.Tensor], csv: CSVLogger | None, seconds: float
+) -> list[float]:
+    """Write the rows of the steps just done, averaged over processes, and return the last one.
+
+    Raises UserError if a loss is not finite.
+    """
+    rows = all_reduce_mean(torch.stack(unread)).tolist()
+    for step, row in enumerate(rows, start=run.step - len(rows)):
+        epoch, itr = divmod(step, run.steps_per_epoch)
+        if csv is not None:
+            csv.log(epoch, itr, *row, seconds * 1000 / len(rows))
+        if not math.isfinite(row[0]):
+            latest = checkpoint_path(args)
+            kept = f"{latest} is from before" if latest.exists() else "nothing was saved yet"
+            raise UserError(
+                f"the loss is {row[0]} at epoch {epoch}, step {itr}: lower optimization.lr, or compute in "
+                f"meta.dtype=float32; {kept}"
+            )
+    return rows[-1]
