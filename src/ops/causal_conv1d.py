@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.ops.compiled import (
+    MISSING,
     array,
     call,
     empty_like_layout,
-    library,
+    has_library,
     need_library,
     plain,
     pointer,
@@ -124,6 +125,7 @@ def _cuda() -> Callable[..., Tensor]:
     return causal_conv1d_cuda
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def _cuda_loads() -> bool:
     try:
@@ -134,7 +136,7 @@ def _cuda_loads() -> bool:
 
 
 def _choose(x: Tensor, width: int) -> str:
-    if x.device.type == "cpu" and x.dtype != torch.float64 and library() is not None:
+    if x.device.type == "cpu" and x.dtype != torch.float64 and has_library():
         return "cpu"
     if x.device.type == "cuda" and x.dtype != torch.float64 and 2 <= width <= 4 and _cuda_loads():
         return "cuda"
@@ -172,5 +174,6 @@ def causal_conv1d(
         return _cuda()(x, weight, bias, activation, reverse)
     if name != "cpu":
         raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch, cpu, cuda")
-    need_library()
+    if not has_library():
+        raise RuntimeError(MISSING)
     return torch.ops.vjepa_mamba.conv_forward(x, weight, bias, activation == "silu", reverse)

@@ -53,6 +53,12 @@ def library() -> ctypes.CDLL | None:
     return lib
 
 
+@torch.compiler.assume_constant_result
+def has_library() -> bool:
+    """Whether the compiled kernels can be used; a constant to torch.compile."""
+    return library() is not None
+
+
 def need_library() -> ctypes.CDLL:
     """The loaded library; RuntimeError saying what to do when there is none."""
     lib = library()

@@ -11,8 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.ops.compiled import library
-from src.ops.selective_scan.cpu import MAX_STATES
+from src.ops.compiled import has_library
+from src.ops.selective_scan.chunked import selective_scan_chunked
+from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
+from src.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["BACKENDS", "available_backends", "selective_scan"]
 
@@ -30,17 +32,26 @@ BACKENDS: dict[str, tuple[str, str]] = {
 }
 
 
-@functools.cache
+_loaded: dict[str, Callable[..., Tensor]] = {
+    "reference": selective_scan_reference,
+    "chunked": selective_scan_chunked,
+    "cpu": selective_scan_cpu,
+}
+
+
 def load_backend(name: str) -> Callable[..., Tensor]:
     """The backend's function. ImportError saying what to install when its libraries are missing."""
-    module, remedy = BACKENDS[name]
-    try:
-        loaded = importlib.import_module(f"{_PACKAGE}.{module}")
-    except (ImportError, OSError) as error:  # OSError: a library built for another CUDA or torch
-        raise ImportError(f"selective_scan: backend {name} is not available ({error}); install {remedy}") from error
-    return getattr(loaded, f"selective_scan_{name}")
+    if name not in _loaded:
+        module, remedy = BACKENDS[name]
+        try:
+            imported = importlib.import_module(f"{_PACKAGE}.{module}")
+        except (ImportError, OSError) as error:  # OSError: a library built for another CUDA or torch
+            raise ImportError(f"selective_scan: backend {name} is not available ({error}); install {remedy}") from error
+        _loaded[name] = getattr(imported, f"selective_scan_{name}")
+    return _loaded[name]
 
 
+@functools.cache
 def _loads(name: str) -> bool:
     try:
         load_backend(name)
@@ -49,7 +60,7 @@ def _loads(name: str) -> bool:
     return True
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _first_that_loads(*names: str) -> str:
     return next(name for name in names if _loads(name))
 
@@ -60,13 +71,13 @@ def choose_backend(device: str, dtype: torch.dtype, states: int) -> str:
         return "chunked"
     if device == "cuda":
         return _first_that_loads("cuda", "triton", "chunked")
-    return "cpu" if device == "cpu" and states <= MAX_STATES and library() is not None else "chunked"
+    return "cpu" if device == "cpu" and states <= MAX_STATES and has_library() else "chunked"
 
 
 def available_backends(device: str = "cpu") -> list[str]:
     """Names of the backends that run on tensors of this kind of device ('cpu' or 'cuda') here and now."""
     names = ["reference", "chunked"]
-    if device == "cpu" and library() is not None:
+    if device == "cpu" and has_library():
         names.append("cpu")
     if device == "cuda" and _loads("cuda"):
         names.append("cuda")
@@ -75,7 +86,6 @@ def available_backends(device: str = "cpu") -> list[str]:
     return names
 
 
-@torch.compiler.disable
 def _say_once(name: str, device: str) -> None:
     if (name, device) not in _said:
         _said.add((name, device))
@@ -107,8 +117,8 @@ def selective_scan(
     name = choose_backend(device, u.dtype, A.shape[1]) if backend == "auto" else backend
     if name not in BACKENDS:
         raise ValueError(f"selective_scan: unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    scan = load_backend(name)
-    if (name, device) not in _said:
+    scan = _loaded[name] if name in _loaded else load_backend(name)
+    if not torch.compiler.is_compiling():
         _say_once(name, device)
     return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
 

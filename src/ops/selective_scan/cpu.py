@@ -11,9 +11,11 @@ from torch import Tensor
 
 from src.ops.compiled import (
     ABSENT,
+    MISSING,
     array,
     call,
     empty_like_layout,
+    has_library,
     need_library,
     plain,
     pointer,
@@ -155,5 +157,6 @@ def selective_scan_cpu(
         raise ValueError(f"selective_scan: backend cpu takes state sizes up to {MAX_STATES}, got {A.shape[1]}")
     if u.device.type != "cpu":
         raise RuntimeError(f"selective_scan: backend cpu needs CPU tensors, got {u.device}")
-    need_library()
+    if not has_library():
+        raise RuntimeError(MISSING)
     return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, reverse=reverse)

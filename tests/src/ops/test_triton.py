@@ -1,0 +1,71 @@
+"""The Triton kernels on the CPU, in Triton's interpreter: a process of its own, since the mode is chosen at import."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+TOO_BIG = 1e-5
+
+
+def interpret() -> None:
+    import torch
+
+    from src.ops.selective_scan.check import NAMES, Case, errors, make_inputs, run
+
+    torch.set_num_threads(1)
+    small = {
+        "both tiles": Case(batch=1, channels=17, length=66, states=3),
+        "reverse": Case(batch=2, channels=3, length=65, states=2, reverse=True, layout="time"),
+        "no options": Case(batch=1, channels=2, length=9, D=False, z=False, bias=False, softplus=False),
+        "length 1": Case(length=1, reverse=True),
+        "batch 0": Case(batch=0),
+        "saturated": Case(batch=1, length=5, shift=30.0),
+        "underflowing": Case(batch=1, length=5, shift=-30.0),
+        "strided": Case(batch=1, length=5, layout="strided"),
+    }
+    worst = {name: max(errors(case, "triton").values(), default=0.0) for name, case in small.items()}
+    worst["bfloat16"] = max(errors(Case(batch=1, length=5), "triton", dtype=torch.bfloat16).values()) / 2e3
+    case = Case(batch=1, channels=3, length=8, states=2)
+    for name in NAMES:
+        inputs = make_inputs(case)
+        inputs[name] = inputs[name].clone()
+        inputs[name][(0, 1, 4) if inputs[name].dim() == 3 else (1,) * inputs[name].dim()] = float("nan")
+        want, got = run(case, inputs, "reference")["out"], run(case, inputs, "triton")["out"]
+        worst[f"nan in {name}"] = float(not torch.equal(want.isnan(), got.isnan()))
+    print(json.dumps(worst))
+
+
+def test_triton_kernels_in_the_interpreter():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed (pip install triton)")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    worst = json.loads(done.stdout)
+    assert {name: error for name, error in worst.items() if not error < TOO_BIG} == {}
+
+
+def test_triton_refuses_cpu_tensors_outside_the_interpreter():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed (pip install triton)")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("running in Triton's interpreter")
+    import torch
+
+    from src.ops.selective_scan import selective_scan
+
+    x = torch.randn(1, 2, 3)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        selective_scan(x, x, -torch.ones(2, 1), x[:, :1], x[:, :1], backend="triton")
+
+
+if __name__ == "__main__":
+    interpret()
