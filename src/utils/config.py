@@ -68,17 +68,19 @@ def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridde
         UserError: as `load_config`.
     """
     dead: list[str] = []
-    raw = _without_dead_keys(raw, schema, "", dead)
+    unknown: list[tuple[str | int, ...]] = []
+    raw = _without_dead_keys(raw, schema, (), dead, unknown)
+    if unknown:  # first: a misspelt key often comes with a missing one, and this much is known without importing models
+        where = _origin(unknown[0], source, overridden or set())
+        message = f"{where}: unknown key {dotted(unknown[0])}{_nearest(unknown[0], schema)}"
+        raise UserError(message + _and_more(len(unknown)))
     if dead:
         logger.warning(f"{source}: ignored, as nothing reads them: {', '.join(dead)}")
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    # A misspelt key often comes with a "missing" one: the misspelling is the one to show.
-    problems.sort(key=lambda p: p["type"] != "extra_forbidden")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise UserError(_describe(problems[0], schema, source, overridden or set()) + more)
+    raise UserError(_describe(problems[0], source, overridden or set()) + _and_more(len(problems)))
 
 
 def check_ready(config: Section, source: str) -> None:
@@ -109,21 +111,29 @@ def save_config(config: Section, path: str | Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _without_dead_keys(raw: Any, schema: type[Section] | None, prefix: str, dead: list[str]) -> Any:
-    """Copy `raw` without the keys that `schema` lists as dead, and append their dotted names to `dead`."""
+def _without_dead_keys(
+    raw: Any,
+    schema: type[Section] | None,
+    at: tuple[str | int, ...],
+    dead: list[str],
+    unknown: list[tuple[str | int, ...]],
+) -> Any:
+    """Copy `raw` without the keys that `schema` lists as dead, which go to `dead`; those it lacks go to `unknown`."""
     if schema is None:
         return raw
     if isinstance(raw, list):
-        return [_without_dead_keys(item, schema, f"{prefix}{i}.", dead) for i, item in enumerate(raw)]
+        return [_without_dead_keys(item, schema, (*at, i), dead, unknown) for i, item in enumerate(raw)]
     if not isinstance(raw, dict):
         return raw
     kept = {}
     for key, value in raw.items():
-        if key in schema.dead_keys:
-            dead.append(f"{prefix}{key} ({schema.dead_keys[key]})")
-            continue
         field = schema.model_fields.get(key)
-        kept[key] = _without_dead_keys(value, _section_of(field.annotation) if field else None, f"{prefix}{key}.", dead)
+        if key in schema.dead_keys:
+            dead.append(f"{dotted((*at, key))} ({schema.dead_keys[key]})")
+        elif field is None:
+            unknown.append((*at, key))
+        else:
+            kept[key] = _without_dead_keys(value, _section_of(field.annotation), (*at, key), dead, unknown)
     return kept
 
 
@@ -193,23 +203,30 @@ def _given(value: Any) -> str:
     return f"{text} ({kind_of(value)})" if isinstance(value, (str, bool)) else text
 
 
-def _describe(problem: ErrorDetails, schema: type[Section], source: str, overridden: set[str]) -> str:
+def dotted(loc: Sequence[str | int]) -> str:
+    """`mask.0.ratio` for ("mask", 0, "ratio")."""
+    return ".".join(str(part) for part in loc)
+
+
+def _origin(loc: Sequence[str | int], source: str, overridden: set[str]) -> str:
+    """Where the value of a key came from: the file, or the command line."""
+    key = dotted(loc)
+    return "command line" if any(key == k or key.startswith(f"{k}.") for k in overridden) else source
+
+
+def _and_more(count: int) -> str:
+    return f" (and {count - 1} more)" if count > 1 else ""
+
+
+def _describe(problem: ErrorDetails, source: str, overridden: set[str]) -> str:
     """One pydantic problem as one line: where from, which key, what is wrong, what to do."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if any(key == k or key.startswith(f"{k}.") for k in overridden):
-        source = "command line"
-    if problem["type"] == "extra_forbidden":
-        return f"{source}: unknown key {key}{_nearest(problem['loc'], schema)}"
+    key, source = dotted(problem["loc"]), _origin(problem["loc"], source, overridden)
     if problem["type"] == "missing":
         return f"{source}: {key} is not set"
     if problem["type"] == "value_error":
         # A check across several keys names them itself; a check of one value gets its key put in front.
         text = one_line(problem["ctx"]["error"])
-        return (
-            f"{source}: {text}"
-            if problem["input"].__class__ in (dict, schema) or not key
-            else f"{source}: {key}: {text}"
-        )
+        return f"{source}: {text}" if isinstance(problem["input"], dict) else f"{source}: {key}: {text}"
     template = _EXPECTED.get(problem["type"])
     expected = template.format(**problem.get("ctx", {})) if template else one_line(problem["msg"])
     hint = ""

@@ -18,12 +18,15 @@ def _check_model_name(name: str) -> str:
     return name
 
 
-def _none_is_empty(value: object) -> object:
-    return [] if value is None else value
+def _without_nothing(value: object) -> object:
+    """`key:` with nothing after it is an empty list, and so is a list whose only entry was left empty."""
+    if value is None:
+        return []
+    return [item for item in value if item is not None] if isinstance(value, list) else value
 
 
 ModelName = Annotated[str, AfterValidator(_check_model_name)]
-PathList = Annotated[list[str], BeforeValidator(_none_is_empty)]  # `key:` with nothing after it is an empty list
+PathList = Annotated[list[str], BeforeValidator(_without_nothing)]
 
 
 def _spell_dataset_type(value: object) -> object:

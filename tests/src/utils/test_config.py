@@ -74,7 +74,7 @@ def test_overrides(load):
 OK = "optimization: {lr: 1}"
 FILE_MISTAKES = {
     "unknown": ("optimization: {lr: 1, lrr: 2}", "unknown key optimization.lrr; did you mean optimization.lr?"),
-    "unknown section": ("optimisation: {lr: 1}", "unknown key optimisation; did you mean optimization? (and 1 more)"),
+    "unknown section": ("optimisation: {lr: 1}", "unknown key optimisation; did you mean optimization?"),
     "wrong section": (OK + "\ndata: {num_blocks: 2}", "unknown key data.num_blocks; did you mean mask.0.num_blocks?"),
     "in a list": (OK + "\nmask: [{}, {num_block: 2}]", "unknown key mask.1.num_block; did you mean mask.1.num_blocks?"),
     "far": (OK + "\ndata: {zzz: 2}", "unknown key data.zzz; known here: crop_size, datasets, kind"),
