@@ -76,7 +76,7 @@ class VideoDataConfig(_LoadingConfig):
 class ImageDataConfig(_LoadingConfig):
     """Which images; a video encoder sees each as a clip that stands still."""
 
-    dataset_name: Literal["ImageNet", "Places205", "iNat21"] = Field("ImageNet", description="layout of the folders")
+    dataset_name: Literal["ImageNet", "Places205", "iNat21"] = Field("ImageNet", description="name in the results")
     root_path: str | None = Field(None, description="folder that holds image data sets")
     image_folder: str = Field("", description="folder of this one within root_path; holds train/ and val/")
     resolution: int = Field(224, gt=0, description="height and width fed to the encoder, pixels")

@@ -6,59 +6,25 @@ What differs between the two, how samples are loaded and cut into views, comes i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from evals import judges, report
 from evals.config import ProbeConfig
 from evals.features import CachedSource, FeatureTable, digest, list_digest, module_digest
-from evals.frozen_encoder import ClipAggregation, Loaded, load_encoders, probe_heads
+from evals.frozen_encoder import ClipAggregation, Loaded, load_encoders
 from evals.listing import Listing, check_labels, draw_subset, hold_out, read_listing
 from evals.probe import ProbeOutcome, train_probe
-from evals.probe_files import ProbeSettings
 from evals.report import Score
 from evals.sources import ClipEncoder, LiveSource, cached_table
-from src.datasets.data_manager import Loader
+from evals.task import Task, probe_settings
 from src.utils.config import save_config
 from src.utils.distributed import barrier, current, is_main
-from src.utils.errors import UserError
 from src.utils.logging import get_logger, prepare_folder
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an eval.py knows and the rest does not.
-
-    Attributes:
-        train, val: where the lists are.
-        keys: which config keys name them, by 'train' and 'val'.
-        dataset_type: as data.dataset_type.
-        resolution: side of a view, pixels.
-        segments: clips of a sample.
-        attend_across_segments: one probe over all clips of a sample.
-        clip_positions: add each frame's place in its video to its tokens.
-        make_loader: (listing, mode, seed) -> Loader, mode being 'augment' (training), 'plain' (training samples, one
-        view,
-            no augmentation, in order) or 'val' (all views, in order).
-        settings: what the features of 'plain' and 'val' depend on, for the key of the cache.
-    """
-
-    train: str
-    val: str
-    keys: dict[str, str]
-    dataset_type: str
-    resolution: int
-    segments: int
-    attend_across_segments: bool
-    make_loader: Callable[[Listing, str, int], Loader]
-    settings: dict[str, Any]
-    clip_positions: bool = False
 
 
 class Evaluation:
@@ -67,7 +33,8 @@ class Evaluation:
     def __init__(self, cfg: ProbeConfig, task: Task, resume: bool) -> None:
         self.cfg, self.task, self.resume = cfg, task, resume
         self.process = current()
-        self.tag = cfg.tag or "probe"
+        self.name = cfg.tag or cfg.eval_name
+        self.prefix = cfg.pretrain.write_tag  # of the files, as in V-JEPA
         self.folder = cfg.output_folder()
         self.train = self._listing(task.train, cfg.data.max_train_samples, "train")
         self.val = self._listing(task.val, cfg.data.max_val_samples, "val")
@@ -82,7 +49,7 @@ class Evaluation:
 
     def _written_subset(self, listing: Listing, ids: np.ndarray, name: str) -> Listing:
         """All processes write the same list, each in one rename; none reads it before all have."""
-        subset = listing.subset(ids, self.folder / f"{self.tag}-{name}-r{self.process.rank}.csv")
+        subset = listing.subset(ids, self.folder / f"{self.prefix}-{name}-r{self.process.rank}.csv")
         barrier()
         return subset
 
@@ -95,8 +62,10 @@ class Evaluation:
         started = time.monotonic()
         cfg = self.cfg
         if is_main():
-            save_config(cfg, self.folder / f"{self.tag}-config.yaml")
+            save_config(cfg, self.folder / f"{self.prefix}-config.yaml")
         encoders = load_encoders(cfg.pretrain, self.task.resolution, cfg.seed, cfg.random_baseline)
+        if "attentive" in cfg.probes:
+            probe_settings(cfg, encoders["pretrained"])  # a mistake in it shows before the encoder runs for hours
         scores: list[Score] = []
         outcomes: dict[str, ProbeOutcome] = {}
         for name, loaded in encoders.items():
@@ -146,25 +115,24 @@ class Evaluation:
     def _encoder(self, model: ClipAggregation) -> ClipEncoder:
         return ClipEncoder(model, self.task.segments, self.process.device, self.cfg.optimization.use_bfloat16)
 
+    def _key(self, weights: str, loaded: Loaded, model: ClipAggregation) -> dict[str, Any]:
+        """Everything that features depend on, but for the list."""
+        return {
+            "weights": weights,
+            "encoder": loaded.settings,
+            "task": self.task.settings,
+            "segments": [self.task.segments, self.task.attend_across_segments, self.task.clip_positions],
+            "resolution": self.task.resolution,
+            "bfloat16": self._encoder(model).autocast,
+        }
+
     def _table(
         self, name: str, split: str, weights: str, loaded: Loaded, model: ClipAggregation, pool: bool
     ) -> FeatureTable:
         listing = self.train if split == "train" else self.val
-        key = digest(
-            {
-                "weights": weights,
-                "encoder": loaded.settings,
-                "list": list_digest(listing.files, listing.labels),
-                "task": self.task.settings,
-                "segments": [self.task.segments, self.task.attend_across_segments, self.task.clip_positions],
-                "resolution": self.task.resolution,
-                "bfloat16": self._encoder(model).autocast,
-                "split": split,
-                "pool": pool,
-            }
-        )
+        key = digest([self._key(weights, loaded, model), list_digest(listing.files, listing.labels), split, pool])
         return cached_table(
-            self.folder / "features" / f"{self.tag}-{name}-{split}{'-pooled' if pool else ''}",
+            self.folder / "features" / f"{self.prefix}-{name}-{split}{'-pooled' if pool else ''}",
             key,
             lambda: self.task.make_loader(listing, "plain" if split == "train" else "val", self.cfg.seed),
             lambda: self._encoder(model),
@@ -219,8 +187,8 @@ class Evaluation:
                 self._live(self.val, "val", model),
             ]
             lists = [list_digest(x.files, x.labels) for x in (self.train, self.val)]
-            key = digest([module_digest(loaded.encoder), loaded.settings, lists, self.task.settings])
-        prefix = self.tag if name == "pretrained" else f"{self.tag}-{name}"
+            key = digest([self._key(module_digest(loaded.encoder), loaded, model), lists])
+        prefix = self.prefix if name == "pretrained" else f"{self.prefix}-{name}"
         return train_probe(
             *sources,
             settings,
@@ -254,7 +222,8 @@ class Evaluation:
         chance = report.chance_level(self.val.labels, num_classes)
         context = {
             "eval_name": self.cfg.eval_name,
-            "tag": self.tag,
+            "tag": self.cfg.tag,
+            "data": self.task.data_name or self.task.dataset_type,
             "encoders": {name: loaded.source for name, loaded in encoders.items()},
             "train": {"list": self.task.train, "samples": len(self.train)},
             "val": {"list": self.task.val, "samples": len(self.val)},
@@ -266,47 +235,11 @@ class Evaluation:
                 for name, outcome in outcomes.items()
             },
         }
-        results = report.write_files(self.folder, self.tag, scores, chance, num_classes, context)
-        if any(len(outcome.heads) > 1 for outcome in outcomes.values()):
-            report.print_table(heads_table(outcomes))
+        results = report.write_files(self.folder, self.prefix, scores, chance, num_classes, context)
+        if any(len(rows) > 1 for rows in context["heads"].values()):
+            report.print_table(report.build_heads_table(context["heads"]))
         self.log(f"results are in {self.folder}")
-        title = f"{self.tag}: accuracy in % on {len(self.val)} samples of {num_classes} classes\n"
+        title = f"{self.name}: accuracy in % on {len(self.val)} samples of {num_classes} classes\n"
         title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
         report.print_table(report.build_table(title, scores, probes, chance))
         return results
-
-
-def heads_table(outcomes: dict[str, ProbeOutcome]) -> Table:
-    """All heads that trained side by side; the star is the one whose figure counts."""
-    table = Table(title="attentive heads side by side: accuracy in %\n* is reported: best on held-out training samples")
-    for column in ("encoder", "lr", "weight decay", "train", "held out", "val"):
-        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
-    for name, outcome in outcomes.items():
-        for i, head in enumerate(outcome.heads):
-            shares = (head.train_accuracy, head.select_accuracy, head.val_accuracy)
-            figures = [f"{100 * share:.1f}" if share is not None else "-" for share in shares]
-            star = " *" if i == outcome.best else ""
-            table.add_row(name + star, f"{head.lr:g}", f"{head.weight_decay:g}", *figures)
-    return table
-
-
-def probe_settings(cfg: ProbeConfig, loaded: Loaded) -> ProbeSettings:
-    """The attentive probe that the config asks for. Raises UserError if its heads do not divide the encoder's width."""
-    o, width = cfg.optimization, loaded.encoder.embed_dim
-    heads = o.num_heads or probe_heads(loaded.encoder)
-    if width % heads:
-        raise UserError(f"optimization.num_heads={heads} does not divide the encoder's width {width}")
-    return ProbeSettings(
-        embed_dim=width,
-        num_heads=heads,
-        num_classes=cfg.data.num_classes,
-        num_epochs=o.num_epochs,
-        lrs=tuple(o.lrs or [o.lr]),
-        weight_decays=tuple(o.weight_decays or [o.weight_decay]),
-        start_lr=o.start_lr,
-        final_lr=o.final_lr,
-        warmup=o.warmup,
-        use_bfloat16=o.use_bfloat16,
-        seed=cfg.seed,
-        val_every=o.val_every,
-    )

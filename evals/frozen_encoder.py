@@ -94,7 +94,7 @@ def build_encoder(
     pretrain: PretrainedConfig, trained_as: PretrainConfig | None, resolution: int, seed: int
 ) -> VideoEncoder:
     """The untrained encoder, drawn as pretraining draws it; the caller's random state is left alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         if trained_as is not None:
             return init_video_model(trained_as)[0]
         torch.manual_seed(seed)

@@ -12,33 +12,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from evals import probe_files
-from evals.features import FeatureBatch, digest
+from evals.features import digest
 from evals.heads import HeadGrid
+from evals.predict import FeatureSource, autocast, mean_probability, predict
 from evals.probe_files import ProbeSettings, choose_head
+from src.utils.distributed import all_reduce_sum, current
 from src.utils.errors import UserError
 from src.utils.schedulers import warmup_cosine
-
-
-class FeatureSource(Protocol):
-    """Where batches come from: a cache (evals.features) or an encoder that runs each time (evals.frozen_encoder)."""
-
-    def __len__(self) -> int:
-        """Steps of an epoch, the same on every process."""
-
-    def epoch(self, epoch: int) -> Iterator[FeatureBatch]:
-        """This process's batches of one epoch."""
 
 
 @dataclass
@@ -98,20 +89,13 @@ def lr_factor(step: int, steps_per_epoch: int, settings: ProbeSettings) -> float
     return now / peak
 
 
-def _autocast(device: torch.device, settings: ProbeSettings) -> torch.autocast:
-    enabled = settings.use_bfloat16 and device.type == "cuda"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
 def _reduce_gradients(heads: HeadGrid, count: int, sums: Tensor) -> tuple[int, Tensor]:
     """Sum gradients, the sample count and `sums` over processes, and divide the gradients by the count, in place."""
     params = [p for p in heads.parameters() if p.requires_grad]
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        flat = torch.cat([*(g.flatten() for g in grads), sums, sums.new_tensor([float(count)])])
-        dist.all_reduce(flat)
-        count = round(flat[-1].item())
-        sums = flat[-1 - sums.numel() : -1]
+    if current().world_size > 1:
+        flat = all_reduce_sum(torch.cat([*(g.flatten() for g in grads), sums, sums.new_tensor([float(count)])]))
+        count, sums = round(flat[-1].item()), flat[-1 - sums.numel() : -1]
         offset = 0
         for grad in grads:
             grad.copy_(flat[offset : offset + grad.numel()].view_as(grad))
@@ -142,14 +126,14 @@ def train_epoch(
         if len(batch.labels_B):
             labels = batch.labels_B.to(device)
             views = [view.to(device) for view in batch.views_BLD]
-            with _autocast(device, settings):
+            with autocast(device, settings):
                 logits = [heads(view) for view in views]
             flat = labels.repeat(len(heads))
             losses_VGB = [F.cross_entropy(x.flatten(0, 1), flat, reduction="none").view(x.shape[:2]) for x in logits]
             loss_G = torch.stack(losses_VGB).mean(0).sum(1)  # views count equally, as in V-JEPA
             loss_G.sum().backward()
             with torch.no_grad():
-                right_G = (_mean_probability(logits).argmax(-1) == labels).sum(1)
+                right_G = (mean_probability(logits).argmax(-1) == labels).sum(1)
                 sums = torch.cat([loss_G, right_G.to(loss_G.dtype)])
         count, sums = _reduce_gradients(heads, len(batch.labels_B), sums)
         optimizer.step()
@@ -161,58 +145,6 @@ def train_epoch(
     if not any(math.isfinite(x) for x in means[: len(heads)]):
         raise UserError(f"the probe's loss is not finite in epoch {epoch + 1}: lower optimization.lr")
     return means[: len(heads)], means[len(heads) :]
-
-
-def _mean_probability(logits: list[Tensor]) -> Tensor:
-    """Average of the views' probabilities: V tensors (G, B, C) -> (G, B, C)."""
-    return torch.stack([x.softmax(-1) for x in logits]).mean(0)
-
-
-@torch.no_grad()
-def predict(
-    heads: HeadGrid, source: FeatureSource, settings: ProbeSettings, device: torch.device
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every sample of a list once, gathered from all processes and sorted by its position.
-
-    Returns:
-        ids (M,), labels (M,), predictions (G, M), losses (G, M).
-    """
-    heads.eval()
-    ids, labels, predictions, losses = [], [], [], []
-    for batch in source.epoch(0):
-        if not len(batch.labels_B):
-            continue
-        target = batch.labels_B.to(device)
-        views = [view.to(device) for view in batch.views_BLD]
-        with _autocast(device, settings):
-            probability_GBC = _mean_probability([heads(view) for view in views])
-        right = probability_GBC.gather(-1, target.expand(len(heads), -1).unsqueeze(-1)).squeeze(-1)
-        ids.append(batch.ids_B.numpy())
-        labels.append(batch.labels_B.numpy())
-        predictions.append(probability_GBC.argmax(-1).cpu().numpy())
-        losses.append(-right.clamp_min(1e-12).log().cpu().numpy())
-    empty = (
-        np.empty(0, np.int64),
-        np.empty(0, np.int64),
-        np.empty((len(heads), 0), np.int64),
-        np.empty((len(heads), 0)),
-    )
-    mine = empty if not ids else tuple(np.concatenate(x, axis=-1) for x in (ids, labels, predictions, losses))
-    parts = gather_objects(mine)
-    ids_M, labels_M, predictions_GM, losses_GM = (np.concatenate(x, axis=-1) for x in zip(*parts))
-    order = np.argsort(ids_M)
-    if len(np.unique(ids_M)) != len(ids_M):
-        raise AssertionError("a sample was counted twice")
-    return ids_M[order], labels_M[order], predictions_GM[:, order], losses_GM[:, order]
-
-
-def gather_objects(mine: Any) -> list[Any]:
-    """One object from each process, in order of rank, on every process."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return [mine]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return parts
 
 
 def train_probe(
@@ -244,7 +176,7 @@ def train_probe(
     started = time.monotonic()
     heads = build_heads(settings).to(device)
     optimizer = build_optimizer(heads, settings)
-    fingerprint = digest([features_key, {**vars(settings), "val_every": 0}])
+    fingerprint = digest([features_key, len(train), {**vars(settings), "val_every": 0}])
     first, history = 0, []
     if resume and checkpoint_path.exists():
         first, history = probe_files.resume(checkpoint_path, heads, optimizer, fingerprint, device, log)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from evals.heads import HeadGrid
 from src.utils import checkpoint
+from src.utils.distributed import current
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def save(
         "scaler": None,
         "epoch": epoch,
         "lr": settings.grid[best][0],
-        "world_size": dist.get_world_size() if dist.is_initialized() else 1,
+        "world_size": current().world_size,
         "history": history,
         "fingerprint": fingerprint,
     }

@@ -93,15 +93,15 @@ def describe(score: Score, num_classes: int) -> dict[str, Any]:
 
 
 def write_files(
-    folder: Path, tag: str, scores: Sequence[Score], chance: float, num_classes: int, context: dict[str, Any]
+    folder: Path, prefix: str, scores: Sequence[Score], chance: float, num_classes: int, context: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write `<tag>-results.json`, `-results.csv` and a picture of each confusion matrix; return the json's content."""
+    """Write `<prefix>-results.json`, `-results.csv`, pictures of the confusion matrices; return the json's content."""
     described = [describe(score, num_classes) for score in scores]
-    path_json = folder / f"{tag}-results.json"
+    path_json = folder / f"{prefix}-results.json"
     payload = {**context, "num_classes": num_classes, "chance": chance, "scores": described}
     path_json.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
 
-    path_csv = folder / f"{tag}-results.csv"
+    path_csv = folder / f"{prefix}-results.csv"
     with path_csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["row", "probe", "accuracy", "ci95_low", "ci95_high", "correct", "total", "note"])
@@ -111,7 +111,7 @@ def write_files(
         writer.writerow(["chance", "", f"{chance:.6f}", "", "", "", "", ""])
 
     for score, d in zip(scores, described):
-        path = folder / f"{tag}-confusion-{score.row}-{score.probe}.png"
+        path = folder / f"{prefix}-confusion-{score.row}-{score.probe}.png"
         save_confusion_picture(path, np.asarray(d["confusion_matrix"]))
     return payload
 
@@ -148,6 +148,20 @@ def build_table(title: str, scores: Sequence[Score], probes: Sequence[str], chan
 def _cell(score: Score) -> str:
     low, high = wilson_interval(score.correct, score.total)
     return f"{100 * score.accuracy:.1f} \\[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
+    """All heads that trained side by side, by encoder; the star is at the one whose figure counts."""
+    table = Table(title="attentive heads side by side: accuracy in %\n* is reported: best on held-out training samples")
+    for column in ("encoder", "lr", "weight decay", "train", "held out", "val"):
+        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
+    for name, rows in heads.items():
+        for head in rows:
+            shares = [head[f"{what}_accuracy"] for what in ("train", "select", "val")]
+            figures = [f"{100 * share:.1f}" if share is not None else "-" for share in shares]
+            star = " *" if head["reported"] else ""
+            table.add_row(name + star, f"{head['lr']:g}", f"{head['weight_decay']:g}", *figures)
+    return table
 
 
 def print_table(table: Table) -> None:

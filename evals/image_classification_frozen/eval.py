@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.config import ImageProbeConfig
-from evals.evaluation import Evaluation, Task
+from evals.evaluation import Evaluation
 from evals.listing import Listing
+from evals.task import Task
 from src.datasets.data_manager import Loader, init_data
 from src.datasets.transforms import EvalTransform, TrainTransform
 from src.utils.config import check_ready
@@ -15,9 +16,7 @@ from src.utils.distributed import current
 
 SMALLEST_CROP = 0.08  # of the image, when the probe trains with augmentation
 SHORT_SIDE = 256 / 224  # images are resized to this times the resolution before their centre is cut out
-# Folders of the two splits. ImageNet's and Places' own archives unpack to train/ and val/; so does iNaturalist's with
-# these names after unpacking.
-SPLITS = {"ImageNet": ("train", "val"), "Places205": ("train", "val"), "iNat21": ("train", "val")}
+SPLITS = ("train", "val")  # folders of one folder per class
 
 
 def main(args_eval: ImageProbeConfig, resume_preempt: bool = False) -> dict[str, Any] | None:
@@ -34,7 +33,7 @@ def build_task(cfg: ImageProbeConfig) -> Task:
     """Loaders and shapes of an image evaluation."""
     d, o = cfg.data, cfg.optimization
     root = Path(str(d.root_path)) / d.image_folder
-    train, val = (str(root / split) for split in SPLITS[d.dataset_name])
+    train, val = (str(root / split) for split in SPLITS)
 
     def make_loader(listing: Listing, mode: str, seed: int) -> Loader:
         transform: TrainTransform | EvalTransform
@@ -66,6 +65,7 @@ def build_task(cfg: ImageProbeConfig) -> Task:
         resolution=d.resolution,
         segments=1,
         attend_across_segments=False,
+        data_name=d.dataset_name,
         make_loader=make_loader,
         settings={"num_frames": cfg.pretrain.frames_per_clip, "short_side": SHORT_SIDE},
     )

@@ -6,8 +6,9 @@ from typing import Any
 
 from app.vjepa.transforms import make_transforms
 from evals.config import VideoProbeConfig
-from evals.evaluation import Evaluation, Task
+from evals.evaluation import Evaluation
 from evals.listing import Listing
+from evals.task import Task
 from src.datasets.data_manager import Loader, init_data
 from src.datasets.transforms import EvalTransform
 from src.utils.config import check_ready

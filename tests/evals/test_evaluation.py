@@ -87,14 +87,20 @@ def run(config, **changes):
 def test_video_evaluation_from_config_to_files(config, tmp_path, capsys):
     results = run(config)
     folder = tmp_path / "video_classification_frozen" / "t"
-    assert json.loads((folder / "t-results.json").read_text()) == results
+    assert json.loads((folder / "jepa-results.json").read_text()) == results
     rows = [(s["row"], s["probe"]) for s in results["scores"]]
     assert rows == [(row, probe) for row in ("pretrained", "random") for probe in ("attentive", "linear", "knn")]
     for score in results["scores"]:
         assert score["total"] == 19 and np.sum(score["confusion_matrix"]) == 19 and score["missing"] == 0
         assert score["ci95"][0] <= score["accuracy"] <= score["ci95"][1]
     names = {p.name for p in folder.iterdir()}
-    assert {"t-latest.pth.tar", "t-random-latest.pth.tar", "t_r0.csv", "t-results.csv", "t-config.yaml"} <= names
+    assert {
+        "jepa-latest.pth.tar",
+        "jepa-random-latest.pth.tar",
+        "jepa_r0.csv",
+        "jepa-results.csv",
+        "jepa-config.yaml",
+    } <= names
     out = capsys.readouterr().out
     assert out.index("pretrained") < out.index("random") < out.index("chance")
     assert out.rstrip().endswith("┘")  # the table is the last thing printed
@@ -184,5 +190,5 @@ def test_empty_val_list_and_unreadable_videos(config, tmp_path):
     with pytest.raises(UserError, match=r"val\.csv is empty"):
         run(config, data__dataset_val=str(tmp_path / "val.csv"))
     (tmp_path / "val.csv").write_text("/nowhere.mp4 3\n")
-    with pytest.raises(UserError, match="none of the 1 samples could be read"):
+    with pytest.raises(UserError, match=r"none of the .* could be"):
         run(config, data__dataset_val=str(tmp_path / "val.csv"), random_baseline=False)

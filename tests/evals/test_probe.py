@@ -14,7 +14,8 @@ import torch
 
 from evals.features import CachedSource, FeatureTable
 from evals.heads import HeadGrid
-from evals.probe import lr_factor, predict, train_probe
+from evals.predict import predict
+from evals.probe import lr_factor, train_probe
 from evals.probe_files import ProbeSettings, choose_head
 from src.utils import checkpoint
 from src.utils.errors import UserError
