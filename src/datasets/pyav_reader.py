@@ -76,7 +76,7 @@ class PyAVVideo:
         if self._container.format.name in ("avi", "mpeg", "mpegvideo", "h264", "hevc", "m4v"):
             return None  # times are guessed by the demuxer
         # Keyframes in decoding order, and the time from which a decoder started there shows everything.
-        self._key_packet = [i for i, p in enumerate(self._packets) if p.is_keyframe and not p.is_discard]
+        self._key_packet = [i for i, p in enumerate(self._packets) if p.is_keyframe and p.pts is not None]
         self._key_pts = [self._packets[i].pts for i in self._key_packet]
         if not self._key_pts or self._key_pts != sorted(self._key_pts):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,25 @@ def test_rate_of_a_variable_rate_file_is_its_mean(tmp_path, media):
     video = open_video(media.write_video(tmp_path / "a.mkv", times=TIMES))
     assert video.fps == pytest.approx(47 / (TIMES[-1] - TIMES[0]) * 1000, rel=0.01)
     video.close()
+
+
+@pytest.mark.parametrize("skip", [5, 12, 17])
+def test_files_cut_by_an_edit_list(skip, tmp_path, media):
+    """A cut without re-encoding keeps frames that are decoded and not shown."""
+    import av
+
+    path = media.write_video(tmp_path / "a.mp4", **FORMATS["b_frames.mp4"])
+    with av.open(str(path)) as container:
+        length = next(p.duration for p in container.demux(video=0) if p.size)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"elst") + 12
+    duration, start = struct.unpack(">Ii", data[place : place + 8])
+    data[place : place + 8] = struct.pack(">Ii", duration * (48 - skip) // 48, start + skip * length)
+    path.write_bytes(data)
+    truth = media.decode_in_order(path)
+    assert media.frame_numbers(truth) == list(range(skip, 48))
+    for indices in (range(48 - skip), [7, 8, 20], [0]):
+        assert np.array_equal(read_frames(path, indices), truth[list(indices)])
 
 
 def test_packed_b_frames(tmp_path, media):
