@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,6 +69,22 @@ def directions(batch: int, channels: int, length: int, dtype: torch.dtype) -> li
     ]
 
 
+def scan_both(sides: list[dict[str, Tensor]], leaves: list[Tensor], grad: Tensor, backend: str) -> None:
+    """Forward and backward of the scan in both directions, outputs added."""
+    first, second = (
+        selective_scan(**side, delta_softplus=True, reverse=reverse, backend=backend)
+        for side, reverse in zip(sides, (False, True))
+    )
+    torch.autograd.grad(first + second, leaves, grad)
+
+
+def mix(mixer: MambaMixer, x: Tensor, low_precision: bool) -> None:
+    """Forward and backward of the whole bidirectional mixer."""
+    with torch.autocast("cuda", torch.bfloat16, enabled=low_precision):
+        y = mixer(x)
+    torch.autograd.grad(y.float().sum(), [x, *mixer.parameters()])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/results/gpu_scan.csv"))
@@ -91,21 +108,9 @@ def main() -> int:
             mixer = MambaMixer(channels // 2, d_state=STATES).cuda()
             x = torch.randn(batch, length, channels // 2, device="cuda", requires_grad=True)
             for backend in backends:
-
-                def scan(backend: str = backend) -> None:
-                    sides = [
-                        selective_scan(**side, delta_softplus=True, reverse=reverse, backend=backend)
-                        for side, reverse in zip(both, (False, True))
-                    ]
-                    torch.autograd.grad(sides[0] + sides[1], leaves, grad)
-
-                def mix() -> None:
-                    with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                        y = mixer(x)
-                    torch.autograd.grad(y.sum(), [x, *mixer.parameters()])
-
                 mixer.scan_backend = backend
-                row[f"{backend}_scan_ms"], row[f"{backend}_mixer_ms"] = milliseconds(scan), milliseconds(mix)
+                row[f"{backend}_scan_ms"] = milliseconds(partial(scan_both, both, leaves, grad, backend))
+                row[f"{backend}_mixer_ms"] = milliseconds(partial(mix, mixer, x, dtype == torch.bfloat16))
             rows.append(row)
             print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
