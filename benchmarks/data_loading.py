@@ -155,7 +155,7 @@ def main() -> None:
                 f"{what}, {n} worker{'s' * (n > 1)}": lambda what=what, n=n: ours(
                     raw if what == "raw" else shards,
                     "VideoDataset" if what == "raw" else "WebVideoDataset",
-                    steps * (1 if what == "raw" else 4),
+                    2 * steps * (1 if what == "raw" else 4),  # even, so that two workers share it equally
                     n,
                 )
                 for what in ("raw", "prepared")
