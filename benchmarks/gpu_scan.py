@@ -58,7 +58,7 @@ def directions(batch: int, channels: int, length: int, dtype: torch.dtype) -> li
         {
             "u": along(channels),
             "delta": along(channels),
-            "A": -torch.arange(1.0, STATES + 1, device="cuda").repeat(channels, 1).requires_grad_(),
+            "A": (-torch.arange(1.0, STATES + 1, device="cuda").repeat(channels, 1)).requires_grad_(),
             "B": along(STATES),
             "C": along(STATES),
             "D": torch.ones(channels, device="cuda", requires_grad=True),
