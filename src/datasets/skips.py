@@ -27,10 +27,17 @@ class SkipReport:
     def __init__(self, max_fraction: float, folder: str | Path | None = None) -> None:
         self._max_fraction = max_fraction
         self._file = Path(folder) / "skipped.csv" if folder is not None else None
-        self._seen: set[str] = set()
+        self._seen = self._written_before()
         self.kinds: Counter[str] = Counter()
         self.attempts, self.failed = 0, 0
         self._last = ("", "")
+
+    def _written_before(self) -> set[str]:
+        """Paths in the file of the run that this one resumes."""
+        if self._file is None or not self._file.is_file():
+            return set()
+        with self._file.open(newline="", errors="replace") as file:
+            return {row[0] for row in csv.reader(file) if row}
 
     def add(self, batch: Batch) -> None:
         """Take note of a batch. Raises UserError when too large a share of all attempts has failed."""

@@ -159,7 +159,8 @@ def test_faults_are_replaced_counted_and_written_down(mp4_list, tmp_path, worker
         "missing.mp4": "missing",
     }
     assert len(rows) == 5 and all(r[2] for r in rows)
-    again = list(_loader(path, **{**settings, "folder": None, "num_workers": 0}))
+    again = list(_loader(path, **{**settings, "num_workers": 0}))
+    assert (out / "skipped.csv").read_text().count("\n") == 5, "a resumed run adds only what is new"
     assert [b.indices.tolist() for b in again] == [b.indices.tolist() for b in batches]
 
 
@@ -195,6 +196,32 @@ def test_short_and_long_videos_are_filtered_on_request(mp4_list):
     assert len(list(_loader(mp4_list, sampling_rate=4))) == 6
     with pytest.raises(UserError, match="filter_long_videos"):
         list(_loader(mp4_list, filter_long_videos=100))
+
+
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
+def test_very_short_videos_are_padded_or_skipped_as_configured(tmp_path, media, decoder):
+    for frames in (1, 3):
+        media.write_video(tmp_path / f"{frames}.mp4", frames=frames)
+    media.write_audio(tmp_path / "sound.mp4")
+    path = tmp_path / "short.csv"
+    path.write_text("1.mp4 0\n3.mp4 1\nsound.mp4 2\n")
+    settings = {"training": False, "transform": None, "num_frames": 8, "sampling_rate": 1, "decoder": decoder}
+    (batch,) = list(_loader(path, **settings))
+    assert batch.labels.tolist() == [0, 1] and batch.clips[0].shape == (2, 3, 8, 64, 64)
+    assert media.frame_numbers(batch.clips[0][1].permute(1, 2, 3, 0).numpy()) == [0, 1, 2, 2, 2, 2, 2, 2]
+    with pytest.raises(UserError, match="2 short"):
+        list(_loader(path, filter_short_videos=True, **settings))
+
+
+def test_a_truncated_video_is_padded_when_asked_for(tmp_path, media):
+    path = media.write_video(tmp_path / "a.avi", codec="mpeg4")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    (tmp_path / "list.csv").write_text("a.avi 0\n")
+    settings = {"training": False, "num_frames": 24, "transform": None}
+    with pytest.raises(UserError, match="truncated"):
+        list(_loader(tmp_path / "list.csv", **settings))
+    (batch,) = list(_loader(tmp_path / "list.csv", pad_truncated=True, **settings))
+    assert batch.clip_indices[0][0, -1] < 47 and batch.clip_indices[0][0, -1] == batch.clip_indices[0][0, -2]
 
 
 class _Killer(TrainTransform):
