@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from src.datasets.augment import RandAugment, random_erase
-from src.datasets.transforms import Box, crop_resize, random_box, to_clip
+from src.datasets.transforms import Box, crop_resize, mirror, random_box, to_clip
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PretrainTransform:
             frames = RandAugment()(frames, rng)
         frames = self._crop(frames, rng)
         if self.horizontal_flip and rng.random() < 0.5:
-            frames = frames[:, :, ::-1]
+            frames = mirror(frames)
         if self.reprob > 0 and rng.random() < self.reprob:
             frames = random_erase(frames, rng)
         return to_clip(frames)
