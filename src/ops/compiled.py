@@ -16,7 +16,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-ABI = 1  # of csrc/args.h
+ABI = 2  # of csrc/args.h
 MISSING = "the compiled CPU kernels are missing: install a C++ compiler and run `pip install -e .` again"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ABSENT = [0, 0, 0, 0, 0]

@@ -7,8 +7,10 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.ops.compiled import has_library
@@ -16,7 +18,7 @@ from src.ops.selective_scan.chunked import selective_scan_chunked
 from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
 from src.ops.selective_scan.reference import selective_scan_reference
 
-__all__ = ["BACKENDS", "available_backends", "selective_scan"]
+__all__ = ["BACKENDS", "Direction", "available_backends", "selective_scan", "selective_scan_bidirectional"]
 
 _log = logging.getLogger(__name__)
 _said: set[tuple[str, str]] = set()
@@ -92,6 +94,18 @@ def _say_once(name: str, device: str) -> None:
         _log.info("selective_scan on %s: backend %s", device, name)
 
 
+def _pick(backend: str, u: Tensor, states: int) -> tuple[Callable[..., Tensor], str]:
+    """The function of the named or automatic backend, and its name."""
+    device = u.device.type
+    name = choose_backend(device, u.dtype, states) if backend == "auto" else backend
+    if name not in BACKENDS:
+        raise ValueError(f"selective_scan: unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
+    scan = _loaded[name] if name in _loaded else load_backend(name)
+    if not torch.compiler.is_compiling():
+        _say_once(name, device)
+    return scan, name
+
+
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -113,14 +127,41 @@ def selective_scan(
     backend is missing.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    device = u.device.type
-    name = choose_backend(device, u.dtype, A.shape[1]) if backend == "auto" else backend
-    if name not in BACKENDS:
-        raise ValueError(f"selective_scan: unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    scan = _loaded[name] if name in _loaded else load_backend(name)
-    if not torch.compiler.is_compiling():
-        _say_once(name, device)
+    scan, _ = _pick(backend, u, A.shape[1])
     return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+
+
+class Direction(NamedTuple):
+    """One direction's inputs, as in `selective_scan`."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    delta_bias: Tensor | None = None
+
+
+def selective_scan_bidirectional(
+    ahead: Direction,
+    back: Direction,
+    z: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """(scan(ahead) + reversed scan(back)) * silu(z): (B, E, L), gated once. Raises as `selective_scan` does.
+
+    The compiled and Triton backends add the first direction inside the second one's pass.
+    """
+    for side in (ahead, back):
+        _check_shapes(side.u, side.delta, side.A, side.B, side.C, side.D, z, side.delta_bias)
+    scan, name = _pick(backend, ahead.u, ahead.A.shape[1])
+    first = scan(*ahead[:6], None, ahead.delta_bias, delta_softplus, False)
+    if name in ("cpu", "triton"):
+        return scan(*back[:6], z, back.delta_bias, delta_softplus, True, add=first)
+    both = first + scan(*back[:6], None, back.delta_bias, delta_softplus, True)
+    return both * F.silu(z) if z is not None else both
 
 
 def _check_shapes(

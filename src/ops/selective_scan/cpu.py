@@ -67,6 +67,7 @@ def _forward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    add: Tensor | None,
     softplus: bool,
     reverse: bool,
     keep: bool,
@@ -75,12 +76,12 @@ def _forward(
     checkpoints = torch.empty(_checkpoint_shape(u, A.shape[1], keep), dtype=torch.float32)
     if u.numel() == 0:
         return out, checkpoints
-    x, step, b, c, gate = (readable(t) for t in (u, delta, B, C, z))
+    x, step, b, c, gate, other = (readable(t) for t in (u, delta, B, C, z, add))
     a, skip, bias = plain(A), plain(D), plain(delta_bias)
     target = out if out.dtype == x.dtype else torch.empty_like(out, dtype=x.dtype)
     header = _header(u, A.shape[1], softplus, reverse)
     work = _workspace(header, False)
-    fields = [f for t in (x, step, b, c, gate, target) for f in array(t)] + ABSENT * 4
+    fields = [f for t in (x, step, b, c, gate, other, target) for f in array(t)] + ABSENT * 5
     kept = pointer(checkpoints) if keep else 0
     rest = [pointer(a), pointer(skip), pointer(bias), kept, pointer(work), work.shape[1]]
     call("scan_forward", [*header, *fields, *rest, *[0] * 7])
@@ -97,16 +98,18 @@ def _backward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    add: Tensor | None,
     checkpoints: Tensor,
     softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
     batch, channels, length = u.shape
     states, padded = A.shape[1], _padded(A.shape[1])
-    x, step, b, c, gate, g = (readable(t) for t in (u, delta, B, C, z, grad))
+    x, step, b, c, gate, other, g = (readable(t) for t in (u, delta, B, C, z, add, grad))
     a, skip, bias = plain(A), plain(D), plain(delta_bias)
     du, ddelta = empty_like_layout(x), empty_like_layout(step)
     dz = empty_like_layout(gate) if gate is not None else None
+    dadd = empty_like_layout(x) if add is not None else None
     dA = torch.empty(channels, states, dtype=torch.float32)
     dD, dbias = (torch.empty(channels, dtype=torch.float32) if t is not None else None for t in (D, delta_bias))
     (gB, dB), (gC, dC) = state_gradient(B, _PAD), state_gradient(C, _PAD)
@@ -121,17 +124,19 @@ def _backward(
         shares_begin_with_items = all(batch * blocks * i // threads % blocks == 0 for i in range(threads))
         extra = None if shares_begin_with_items else torch.empty(threads, 2, length, padded, dtype=torch.float32)
         partial = torch.empty(batch, blocks, padded + 2, checkpoints.shape[4], dtype=torch.float32)
-        fields = [f for t in (x, step, b, c, gate, None, g, du, ddelta, dz) for f in array(t)]
+        ways = (x, step, b, c, gate, other, None, g, du, ddelta, dz, dadd)
+        fields = [f for t in ways for f in array(t)]
         floats = [pointer(t) for t in (a, skip, bias, checkpoints, work)]
         sums = [pointer(t) for t in (gB, gC, extra, partial, dA, dD, dbias)]
+        if dadd is not None and dz is None:
+            dadd.copy_(g)  # without a gate the sum's gradient is the output's
         call("scan_backward", [*header, *fields, *floats, work.shape[1], *sums])
     for buffer, out in ((gB, dB), (gC, dC)):
         if out.dtype != torch.float32:
             out.copy_(buffer[..., :states].transpose(1, 2))
-    got = (du, ddelta, dA, dB, dC, dD, dz, dbias)
-    return tuple(
-        y.to(t.dtype) if t is not None else none(u) for t, y in zip((u, delta, A, B, C, D, z, delta_bias), got)
-    )
+    got = (du, ddelta, dA, dB, dC, dD, dz, dbias, dadd)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, add)
+    return tuple(y.to(t.dtype) if t is not None else none(u) for t, y in zip(inputs, got))
 
 
 _scan = register("scan", ["cpu"], _forward, _backward, _checkpoint_shape, _PAD)
@@ -148,8 +153,11 @@ def selective_scan_cpu(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     reverse: bool = False,
+    add: Tensor | None = None,
 ) -> Tensor:
     """Same contract as `selective_scan_reference`; differentiable once; N at most 64 (ValueError).
+
+    `add` (B, E, L) joins the output before the gate.
 
     Raises RuntimeError when the kernels were not built or the tensors are not on the CPU.
     """
@@ -159,4 +167,4 @@ def selective_scan_cpu(
         raise RuntimeError(f"selective_scan: backend cpu needs CPU tensors, got {u.device}")
     if not has_library():
         raise RuntimeError(MISSING)
-    return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, reverse=reverse)
+    return _scan(u, delta, A, B, C, D, z, delta_bias, add, delta_softplus=delta_softplus, reverse=reverse)

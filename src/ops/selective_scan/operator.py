@@ -1,6 +1,7 @@
 """Registration of a scan backend as PyTorch operators, so that torch.compile sees one node and autograd one formula.
 
 A backend brings two functions, `forward` and `backward`, with the schemas below, and the shape of its checkpoints.
+`add` (B, E, L) is added to the output before the gate: the other direction's output, so that the gate is applied once.
 Legend: B batch, E inner width (channels), L sequence length, N state size.
 """
 
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from src.ops.compiled import empty_like_layout
 
-_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias"
+_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? add"
 _FORWARD = f"({_INPUTS}, bool softplus, bool reverse, bool keep) -> (Tensor, Tensor)"
 _BACKWARD = (
-    f"(Tensor grad, {_INPUTS}, Tensor checkpoints, bool softplus, bool reverse) -> ({', '.join(['Tensor'] * 8)})"
+    f"(Tensor grad, {_INPUTS}, Tensor checkpoints, bool softplus, bool reverse) -> ({', '.join(['Tensor'] * 9)})"
 )
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
@@ -47,7 +48,7 @@ def register(
         return empty_like_layout(u), u.new_empty(shape, dtype=torch.float32)
 
     def fake_backward(grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, *rest: object) -> tuple[Tensor, ...]:
-        B, C, D, z, delta_bias = rest[:5]
+        B, C, D, z, delta_bias, add = rest[:6]
         return (
             empty_like_layout(u),
             empty_like_layout(delta),
@@ -57,6 +58,7 @@ def register(
             torch.empty_like(D) if D is not None else none(u),
             empty_like_layout(z) if z is not None else none(u),
             torch.empty_like(delta_bias) if delta_bias is not None else none(u),
+            empty_like_layout(u) if add is not None else none(u),
         )
 
     torch.library.register_fake(forward_name, fake_forward)
@@ -71,7 +73,7 @@ def register(
 
     def gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor | None, _: Tensor | None) -> tuple:
         if grad is None:
-            return (None,) * 11
+            return (None,) * 12
         *tensors, checkpoints = ctx.saved_tensors
         got = run_backward(grad, *tensors, checkpoints, ctx.softplus, ctx.reverse)
         return (*(g if x is not None else None for x, g in zip(tensors, got)), None, None, None)

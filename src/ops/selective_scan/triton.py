@@ -47,10 +47,10 @@ def _sigmoid(x):
 
 @triton.jit
 def _forward_kernel(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, out_ptr, keep_ptr,
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, add_ptr, out_ptr, keep_ptr,
     E, L, N, tiles,
-    u_b, u_e, u_l, d_b, d_e, d_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l, o_b, o_e, o_l,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    u_b, u_e, u_l, d_b, d_e, d_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l, a_b, a_e, a_l, o_b, o_e, o_l,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr, SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr, KEEP: tl.constexpr, T: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
@@ -76,6 +76,8 @@ def _forward_kernel(
             dt, _ = _softplus(dt)
         h = tl.exp(dt[:, None] * A) * h + (dt * u)[:, None] * Bt[None, :]
         y = tl.sum(h * Ct[None, :], axis=1) + D * u
+        if HAS_ADD:
+            y += tl.load(add_ptr + b * a_b + e * a_e + t * a_l, mask=in_e, other=0.0).to(tl.float32)
         if HAS_Z:
             z = tl.load(z_ptr + b * z_b + e * z_e + t * z_l, mask=in_e, other=0.0).to(tl.float32)
             y = y * z * _sigmoid(z)
@@ -84,12 +86,12 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    g_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, keep_ptr, scratch_ptr,
-    du_ptr, dd_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dbias_ptr,
+    g_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, add_ptr, keep_ptr, scratch_ptr,
+    du_ptr, dd_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dbias_ptr, dadd_ptr,
     E, L, N, tiles,
-    g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l,
-    du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l, a_b, a_e, a_l,
+    du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l, da_b, da_e, da_l,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr, SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr, T: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
@@ -140,9 +142,13 @@ def _backward_kernel(
                 z = tl.load(z_ptr + b * z_b + e * z_e + t * z_l, mask=in_e, other=0.0).to(tl.float32)
                 gate = _sigmoid(z)
                 y = tl.sum(h * Ct[None, :], axis=1) + D * u
+                if HAS_ADD:
+                    y += tl.load(add_ptr + b * a_b + e * a_e + t * a_l, mask=in_e, other=0.0).to(tl.float32)
                 dz = g * y * (gate + z * gate * (1.0 - gate))
                 tl.store(dz_ptr + b * dz_b + e * dz_e + t * dz_l, dz, mask=in_e)
                 g = g * z * gate
+            if HAS_ADD:
+                tl.store(dadd_ptr + b * da_b + e * da_e + t * da_l, g, mask=in_e)
             dh += g[:, None] * Ct[None, :]
             tl.atomic_add(dC_ptr + (b * L + t) * N + n, tl.sum(g[:, None] * h, axis=0), mask=in_n, sem="relaxed")
             tl.atomic_add(
@@ -167,16 +173,23 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [s for x in tensors for s in x.stride()]
 
 
+def _or(x: Tensor | None, other: Tensor) -> Tensor:
+    return x if x is not None else other
+
+
 def _checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
     batch, channels, length = u.shape
     return batch, max((length + _TILE - 1) // _TILE - 1, 0) if keep else 0, channels, states
 
 
-def _constants(A: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None) -> dict[str, int | bool]:
+def _constants(
+    A: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, add: Tensor | None
+) -> dict[str, int | bool]:
     return {
         "HAS_D": D is not None,
         "HAS_Z": z is not None,
         "HAS_BIAS": bias is not None,
+        "HAS_ADD": add is not None,
         "T": _TILE,
         "BE": _CHANNELS,
         "BN": triton.next_power_of_2(A.shape[1]),
@@ -193,6 +206,7 @@ def _forward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    add: Tensor | None,
     softplus: bool,
     reverse: bool,
     keep: bool,
@@ -204,9 +218,9 @@ def _forward(
     batch, channels, length = u.shape
     a, skip, bias = (x.float().contiguous() if x is not None else None for x in (A, D, delta_bias))
     _forward_kernel[(batch, triton.cdiv(channels, _CHANNELS))](
-        u, delta, a, B, C, skip, z, bias, out, checkpoints, channels, length, A.shape[1], checkpoints.shape[1],
-        *_strides(u, delta, B, C, z if z is not None else u, out),
-        SOFTPLUS=softplus, REVERSE=reverse, KEEP=keep, **_constants(A, D, z, delta_bias),
+        u, delta, a, B, C, skip, z, bias, add, out, checkpoints, channels, length, A.shape[1], checkpoints.shape[1],
+        *_strides(u, delta, B, C, _or(z, u), _or(add, u), out),
+        SOFTPLUS=softplus, REVERSE=reverse, KEEP=keep, **_constants(A, D, z, delta_bias, add),
     )  # fmt: skip
     return out, checkpoints
 
@@ -221,6 +235,7 @@ def _backward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    add: Tensor | None,
     checkpoints: Tensor,
     softplus: bool,
     reverse: bool,
@@ -230,6 +245,7 @@ def _backward(
     a, skip, bias = (x.float().contiguous() if x is not None else None for x in (A, D, delta_bias))
     du, ddelta = empty_like_layout(u), empty_like_layout(delta)
     dz = empty_like_layout(z) if z is not None else none(u)
+    dadd = empty_like_layout(u) if add is not None else none(u)
     (gB, dB), (gC, dC) = state_gradient(B, 1), state_gradient(C, 1)
     gB.zero_()
     gC.zero_()
@@ -240,10 +256,11 @@ def _backward(
         scratch = torch.empty(batch, _TILE, channels, states, **floats)
         tiles = triton.cdiv(length, _TILE)
         _backward_kernel[(batch, triton.cdiv(channels, _CHANNELS))](
-            grad, u, delta, a, B, C, skip, z, bias, checkpoints, scratch,
-            du, ddelta, dA, gB, gC, dD, dz, dbias, channels, length, states, tiles,
-            *_strides(grad, u, delta, B, C, z if z is not None else u, du, ddelta, dz if z is not None else du),
-            SOFTPLUS=softplus, REVERSE=reverse, **_constants(A, D, z, delta_bias),
+            grad, u, delta, a, B, C, skip, z, bias, add, checkpoints, scratch,
+            du, ddelta, dA, gB, gC, dD, dz, dbias, dadd, channels, length, states, tiles,
+            *_strides(grad, u, delta, B, C, _or(z, u), _or(add, u), du, ddelta),
+            *_strides(dz if z is not None else du, dadd if add is not None else du),
+            SOFTPLUS=softplus, REVERSE=reverse, **_constants(A, D, z, delta_bias, add),
         )  # fmt: skip
     for buffer, out in ((gB, dB), (gC, dC)):
         if out.dtype != torch.float32:
@@ -257,6 +274,7 @@ def _backward(
         dD.sum(0).to(D.dtype) if D is not None else none(u),
         dz,
         dbias.sum(0).to(delta_bias.dtype) if delta_bias is not None else none(u),
+        dadd,
     )
 
 
@@ -274,8 +292,12 @@ def selective_scan_triton(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     reverse: bool = False,
+    add: Tensor | None = None,
 ) -> Tensor:
-    """Same contract as `selective_scan_reference` on CUDA tensors (CPU tensors under TRITON_INTERPRET=1)."""
+    """Same contract as `selective_scan_reference` on CUDA tensors (CPU tensors under TRITON_INTERPRET=1).
+
+    `add` (B, E, L) joins the output before the gate.
+    """
     if u.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(f"selective_scan: backend triton needs CUDA tensors, got {u.device}")
-    return _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, reverse=reverse)
+    return _scan(u, delta, A, B, C, D, z, delta_bias, add, delta_softplus=delta_softplus, reverse=reverse)

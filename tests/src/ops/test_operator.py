@@ -20,15 +20,20 @@ def leaves(case: Case, dtype: torch.dtype = torch.float32):
     "case", [Case(), Case(D=False, z=False, bias=False, layout="time", states=5), Case(batch=0)], ids=str
 )
 def test_scan_operator_keeps_the_rules_of_pytorch(case):
-    args = (*leaves(case), case.softplus, case.reverse, True)
+    args = (*leaves(case), None, case.softplus, case.reverse, True)
+    torch.library.opcheck(torch.ops.vjepa_mamba.scan_forward.default, args)
+
+
+def test_scan_operator_with_an_addend_keeps_the_rules_of_pytorch():
+    args = (*leaves(Case()), torch.randn(2, 65, 19).transpose(1, 2).requires_grad_(), True, False, True)
     torch.library.opcheck(torch.ops.vjepa_mamba.scan_forward.default, args)
 
 
 def test_scan_backward_operator_keeps_the_rules_of_pytorch():
     inputs = make_inputs(Case())
     tensors = [inputs[n] for n in NAMES]
-    _, checkpoints = torch.ops.vjepa_mamba.scan_forward(*tensors, True, False, True)
-    args = (inputs["grad"], *tensors, checkpoints, True, False)
+    _, checkpoints = torch.ops.vjepa_mamba.scan_forward(*tensors, None, True, False, True)
+    args = (inputs["grad"], *tensors, None, checkpoints, True, False)
     torch.library.opcheck(
         torch.ops.vjepa_mamba.scan_backward.default, args, test_utils=("test_schema", "test_faketensor")
     )
@@ -68,7 +73,7 @@ def test_autocast_leaves_the_scan_as_it_is():
 def test_inference_keeps_no_checkpoints():
     case = Case(length=300)
     tensors = [t.detach() for t in leaves(case)]
-    assert torch.ops.vjepa_mamba.scan_forward(*tensors, True, False, False)[1].numel() == 0
+    assert torch.ops.vjepa_mamba.scan_forward(*tensors, None, True, False, False)[1].numel() == 0
     with torch.inference_mode():
         y = selective_scan(*tensors, delta_softplus=True)
     torch.testing.assert_close(y, selective_scan(*leaves(case), delta_softplus=True).detach())

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-const int64_t ABI = 1;  // raise with every change below; cpu.py checks it
+const int64_t ABI = 2;  // raise with every change below; cpu.py checks it
 
 enum DType : int64_t { F32 = 0, BF16 = 1, F16 = 2 };
 
@@ -17,8 +17,8 @@ struct ScanArgs {
     int64_t batch, channels, length, states;
     int64_t tile;  // steps between two checkpoints
     int64_t reverse, softplus, threads;
-    Array u, delta, B, C, z, out;           // z.data may be null
-    Array grad, du, ddelta, dz;             // backward only
+    Array u, delta, B, C, z, add, out;      // z.data and add.data may be null
+    Array grad, du, ddelta, dz, dadd;       // backward only
     const float *A, *D, *bias;              // (E, N), (E), (E) contiguous; D and bias may be null
     float* checkpoints;                     // (batch, blocks, tiles - 1, padded states, lanes); null in inference
     float* work;                            // per thread `work_size` floats

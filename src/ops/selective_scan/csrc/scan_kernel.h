@@ -5,17 +5,17 @@
 // (softplus, gate, skip) are done as well; padded states and channels are zero and add nothing.
 
 struct Tile {  // views into one thread's workspace
-    float *u, *dt, *sig, *z, *y, *g, *B, *C, *A2, *A, *D, *bias, *states, *decays, *dh, *dA;
+    float *u, *dt, *sig, *z, *add, *y, *g, *B, *C, *A2, *A, *D, *bias, *states, *decays, *dh, *dA;
     struct {
         const char* row;
         int64_t step;
-    } ahead[4];  // rows of the tile that comes next, fetched while this one is computed
-    int aheads;
+    } ahead[10];  // rows to fetch while a tile is computed: first the next tile's inputs, then this tile's outputs
+    int reads, aheads;
 };
 
 static int64_t scan_work_size(int64_t tile, int64_t np, bool backward) {
     const int64_t steps = tile * LANES, rows = np * LANES;
-    const int64_t forward = 4 * steps + 2 * tile * np + 3 * rows + 2 * LANES;
+    const int64_t forward = 5 * steps + 2 * tile * np + 3 * rows + 2 * LANES;
     return backward ? forward + 2 * steps + (2 * tile + 1) * rows + 2 * rows : forward;
 }
 
@@ -28,7 +28,7 @@ static Tile carve(float* work, int64_t tile, int64_t np, bool backward) {
         return p;
     };
     w.A = take(rows), w.A2 = take(rows), w.states = take(rows), w.D = take(LANES), w.bias = take(LANES);
-    w.u = take(steps), w.dt = take(steps), w.z = take(steps), w.y = take(steps);
+    w.u = take(steps), w.dt = take(steps), w.z = take(steps), w.add = take(steps), w.y = take(steps);
     w.B = take(tile * np), w.C = take(tile * np);
     if (backward) {
         w.g = take(steps), w.sig = take(steps);
@@ -54,7 +54,6 @@ static void load_constants(const ScanArgs& a, int64_t block, int64_t np, Tile& w
 
 // Channels innermost in memory make a tile's rows far apart, which no hardware prefetcher follows.
 static void look_ahead(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, const Array* const* arrays, Tile& w) {
-    w.aheads = 0;
     if (t0 < 0 || t0 >= a.length || block * LANES >= a.channels) return;
     for (; *arrays; ++arrays) {
         const Array& x = **arrays;
@@ -71,6 +70,7 @@ static Span load_tile(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, i
     read_tile(a.u, s, w.u, LANES);
     read_tile(a.delta, s, w.dt, LANES);
     if (a.z.data) read_tile(a.z, s, w.z, LANES);
+    if (a.add.data) read_tile(a.add, s, w.add, LANES);
     Span states = s;
     states.row0 = 0, states.rows = a.states;
     read_tile(a.B, states, w.B, np);
@@ -99,8 +99,13 @@ static void advance(Tile& w, int64_t steps, int64_t np_, float* carry) {
     for (int64_t i = 0; i < steps; ++i) {
         const vf dt = load(w.dt + i * LANES), x = dt * load(w.u + i * LANES);
         const float *Bi = w.B + i * np, *Ci = w.C + i * np;
-        for (int k = 0; k < w.aheads; ++k) {
+        int k = 0;
+        for (; k < w.reads; ++k) {
             __builtin_prefetch(w.ahead[k].row, 0, 2);
+            w.ahead[k].row += w.ahead[k].step;
+        }
+        for (; k < w.aheads; ++k) {
+            __builtin_prefetch(w.ahead[k].row, 1, 2);
             w.ahead[k].row += w.ahead[k].step;
         }
         vf y0 = {}, y1 = {};
@@ -138,12 +143,17 @@ static void scan_forward(const ScanArgs& a, int64_t b, int64_t block, int64_t np
         if (k && a.checkpoints)
             memcpy(a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, w.states, rows * sizeof(float));
         const Span s = load_tile(a, b, block, k * a.tile, np, w);
-        const Array* const inputs[] = {&a.u, &a.delta, &a.z, nullptr};
+        const Array *const inputs[] = {&a.u, &a.delta, &a.z, &a.add, nullptr}, *const outputs[] = {&a.out, nullptr};
         const bool last = k == tiles - 1;
+        w.aheads = 0;
         look_ahead(a, b, block + last, last ? 0 : (k + 1) * a.tile, inputs, w);
+        w.reads = w.aheads;
+        look_ahead(a, b, block, k * a.tile, outputs, w);
         advance<NP, false, true>(w, s.steps, np, w.states);
         if (a.D)
             for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + D * load(w.u + i));
+        if (a.add.data)
+            for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + load(w.add + i));
         if (a.z.data)
             for (int64_t i = 0; i < s.steps * LANES; i += LANES) {
                 const vf z = load(w.z + i);
@@ -228,8 +238,12 @@ static void scan_backward(const ScanArgs& a, int64_t b, int64_t block, int64_t n
     for (int64_t k = tiles - 1; k >= 0; --k) {
         Span s = load_tile(a, b, block, k * a.tile, np, w);
         read_tile(a.grad, s, w.g, LANES);
-        const Array* const inputs[] = {&a.u, &a.delta, &a.z, &a.grad, nullptr};
+        const Array *const inputs[] = {&a.u, &a.delta, &a.z, &a.add, &a.grad, nullptr};
+        const Array *const outputs[] = {&a.du, &a.ddelta, &a.dz, &a.dadd, nullptr};
+        w.aheads = 0;
         look_ahead(a, b, block + !k, (k ? k - 1 : tiles - 1) * a.tile, inputs, w);
+        w.reads = w.aheads;
+        look_ahead(a, b, block, k * a.tile, outputs, w);
         vf carry[64];  // the running state; its copies per step are what the way back needs
         if (k)
             memcpy(carry, a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, rows * sizeof(float));
@@ -239,11 +253,13 @@ static void scan_backward(const ScanArgs& a, int64_t b, int64_t block, int64_t n
             advance<NP, true, true>(w, s.steps, np, (float*)carry);
             for (int64_t i = 0; i < s.steps * LANES; i += LANES) {
                 const vf z = load(w.z + i), g = load(w.g + i), gate = sigmoid(z), silu = z * gate;
-                const vf y = load(w.y + i) + D * load(w.u + i);
+                vf y = load(w.y + i) + D * load(w.u + i);
+                if (a.add.data) y += load(w.add + i);
                 store(w.z + i, g * y * (gate + silu * (splat(1.0f) - gate)));
                 store(w.g + i, g * silu);
             }
             write_tile(a.dz, s, w.z, LANES);
+            if (a.dadd.data) write_tile(a.dadd, s, w.g, LANES);
         } else {
             advance<NP, true, false>(w, s.steps, np, (float*)carry);
         }
