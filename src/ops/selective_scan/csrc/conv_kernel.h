@@ -26,6 +26,15 @@ static void conv_read(const Array& x, Span s, int64_t before, float* dst) {
     read_tile(x, s, dst, CONV_BLOCK);
 }
 
+// Fetches one row of a block ahead of its use: rows are far apart, which no hardware prefetcher follows.
+template <int write>
+INLINE void conv_fetch(const ConvArgs& a, const Array& x, int64_t b, int64_t block, int64_t t) {
+    if (x.row != 1 || t >= a.length) return;
+    const int64_t size = x.dtype == F32 ? 4 : 2, at = a.reverse ? a.length - 1 - t : t;
+    const char* row = x.data + size * (b * x.batch + block * CONV_BLOCK + at * x.time);
+    for (int64_t byte = 0; byte < size * CONV_BLOCK; byte += 64) __builtin_prefetch(row + byte, write, 2);
+}
+
 static void conv_constants(const ConvArgs& a, int64_t block, float* weight, float* bias) {
     for (int64_t j = 0; j < CONV_BLOCK; ++j) {
         const int64_t e = block * CONV_BLOCK + j;
@@ -52,12 +61,15 @@ static void conv_forward(const ConvArgs& a, int64_t b, int64_t block, float* wor
     for (int64_t t0 = 0; t0 < a.length; t0 += CONV_TILE) {
         const Span s = conv_span(a, b, block, t0, a.length - t0 < CONV_TILE ? a.length - t0 : CONV_TILE);
         conv_read(a.x, s, halo, x);
-        for (int64_t i = 0; i < s.steps; ++i)
+        for (int64_t i = 0; i < s.steps; ++i) {
+            conv_fetch<0>(a, a.x, b, block, t0 + CONV_TILE + i);
+            conv_fetch<1>(a, a.out, b, block, t0 + i);
             for (int64_t j = 0; j < CONV_BLOCK; j += LANES) {
                 vf v = conv_at<W>(x + i * CONV_BLOCK + j, weight + j, load(bias + j), a.width);
                 if (a.silu) v *= sigmoid(v);
                 store(y + i * CONV_BLOCK + j, v);
             }
+        }
         write_tile(a.out, s, y, CONV_BLOCK);
     }
 }
@@ -75,6 +87,11 @@ static void conv_backward(const ConvArgs& a, int64_t b, int64_t block, float* wo
         wide.steps += halo;
         conv_read(a.x, wide, halo, x);
         conv_read(a.grad, wide, 0, g);
+        for (int64_t i = 0; i < s.steps; ++i) {
+            conv_fetch<1>(a, a.dx, b, block, t0 + i);
+            conv_fetch<0>(a, a.x, b, block, t0 + halo + CONV_TILE + i);
+            conv_fetch<0>(a, a.grad, b, block, t0 + halo + CONV_TILE + i);
+        }
         for (int64_t j = 0; j < CONV_BLOCK; j += LANES) {
             if (a.silu)
                 for (int64_t i = 0; i < wide.steps; ++i) {
