@@ -1,9 +1,10 @@
 """Triton kernels of the selective scan, forward and backward, either direction (imported only when asked for).
 
-One program owns a block of channels of one batch item, holds their states (channels x N) in registers and walks
-through time. The backward goes through the tiles between checkpoints from the last to the first: it rewrites a tile's
-states into a scratch of one tile, then walks back over it. Sums over channels (dB, dC) are atomic, so their last bits
-vary between runs on a GPU. With TRITON_INTERPRET=1 the kernels run on CPU tensors.
+One program owns a block of channels of one batch item, holds their states (N x channels) in registers and walks
+through time; the loads of the next steps are under way while a step is computed (num_stages). The backward goes
+through the tiles between checkpoints from the last to the first: it rewrites a tile's states into a scratch of one
+tile, then walks back over it. Sums over channels (dB, dC) are atomic, so their last bits vary between runs on a GPU.
+With TRITON_INTERPRET=1 the kernels run on CPU tensors.
 
 Legend: B batch, E inner width (channels), L sequence length, N state size, T steps of a tile.
 """
@@ -23,7 +24,7 @@ from src.ops.compiled import empty_like_layout
 from src.ops.selective_scan.operator import none, register, state_gradient
 
 _TILE = 64
-_CHANNELS = 16  # of one program
+_CHANNELS = 32  # of one program: a warp's lanes; each lane holds all states of its channel
 
 
 @triton.jit
@@ -57,25 +58,25 @@ def _forward_kernel(
     e = tl.program_id(1) * BE + tl.arange(0, BE)
     n = tl.arange(0, BN)
     in_e, in_n = e < E, n < N
-    both = in_e[:, None] & in_n[None, :]
-    A = tl.load(A_ptr + e[:, None] * N + n[None, :], mask=both, other=0.0)
+    both = in_n[:, None] & in_e[None, :]
+    A = tl.load(A_ptr + e[None, :] * N + n[:, None], mask=both, other=0.0)
     D = tl.load(D_ptr + e, mask=in_e, other=0.0) if HAS_D else tl.zeros((BE,), tl.float32)
     bias = tl.load(bias_ptr + e, mask=in_e, other=0.0) if HAS_BIAS else tl.zeros((BE,), tl.float32)
-    h = tl.zeros((BE, BN), tl.float32)
-    for i in range(L):
+    h = tl.zeros((BN, BE), tl.float32)
+    for i in tl.range(0, L, num_stages=4):
         t = (L - 1 - i if REVERSE else i) + 0 * b  # 64 bits
         if KEEP:
             if (i % T == 0) & (i > 0):
-                row = (b * tiles + i // T - 1) * E + e[:, None]
-                tl.store(keep_ptr + row * N + n[None, :], h, mask=both)
+                row = (b * tiles + i // T - 1) * N + n[:, None]
+                tl.store(keep_ptr + row * E + e[None, :], h, mask=both)
         u = tl.load(u_ptr + b * u_b + e * u_e + t * u_l, mask=in_e, other=0.0).to(tl.float32)
         dt = tl.load(delta_ptr + b * d_b + e * d_e + t * d_l, mask=in_e, other=0.0).to(tl.float32) + bias
         Bt = tl.load(B_ptr + b * B_b + n * B_n + t * B_l, mask=in_n, other=0.0).to(tl.float32)
         Ct = tl.load(C_ptr + b * C_b + n * C_n + t * C_l, mask=in_n, other=0.0).to(tl.float32)
         if SOFTPLUS:
             dt, _ = _softplus(dt)
-        h = tl.exp(dt[:, None] * A) * h + (dt * u)[:, None] * Bt[None, :]
-        y = tl.sum(h * Ct[None, :], axis=1) + D * u
+        h = tl.exp(dt[None, :] * A) * h + (dt * u)[None, :] * Bt[:, None]
+        y = tl.sum(h * Ct[:, None], axis=0) + D * u
         if HAS_ADD:
             y += tl.load(add_ptr + b * a_b + e * a_e + t * a_l, mask=in_e, other=0.0).to(tl.float32)
         if HAS_Z:
@@ -98,21 +99,21 @@ def _backward_kernel(
     e = tl.program_id(1) * BE + tl.arange(0, BE)
     n = tl.arange(0, BN)
     in_e, in_n = e < E, n < N
-    both = in_e[:, None] & in_n[None, :]
-    A = tl.load(A_ptr + e[:, None] * N + n[None, :], mask=both, other=0.0)
+    both = in_n[:, None] & in_e[None, :]
+    A = tl.load(A_ptr + e[None, :] * N + n[:, None], mask=both, other=0.0)
     D = tl.load(D_ptr + e, mask=in_e, other=0.0) if HAS_D else tl.zeros((BE,), tl.float32)
     bias = tl.load(bias_ptr + e, mask=in_e, other=0.0) if HAS_BIAS else tl.zeros((BE,), tl.float32)
-    scratch = scratch_ptr + (b * T * E + e[:, None]) * N + n[None, :]  # state before step j of the tile: + j * E * N
-    dh = tl.zeros((BE, BN), tl.float32)
-    dA = tl.zeros((BE, BN), tl.float32)
+    scratch = scratch_ptr + (b * T * N + n[:, None]) * E + e[None, :]  # state before step j of the tile: + j * N * E
+    dh = tl.zeros((BN, BE), tl.float32)
+    dA = tl.zeros((BN, BE), tl.float32)
     dD = tl.zeros((BE,), tl.float32)
     dbias = tl.zeros((BE,), tl.float32)
     for k in range(tiles):
         tile = tiles - 1 - k
         steps = tl.minimum(L - tile * T, T)
-        row = (b * (tiles - 1) + tile - 1) * E + e[:, None]
-        h = tl.load(keep_ptr + row * N + n[None, :], mask=both & (tile > 0), other=0.0)
-        for j in range(steps):
+        row = (b * (tiles - 1) + tile - 1) * N + n[:, None]
+        h = tl.load(keep_ptr + row * E + e[None, :], mask=both & (tile > 0), other=0.0)
+        for j in tl.range(0, steps, num_stages=4):
             i = tile * T + j
             t = (L - 1 - i if REVERSE else i) + 0 * b  # 64 bits
             tl.store(scratch + j * E * N, h, mask=both)
@@ -121,9 +122,9 @@ def _backward_kernel(
             Bt = tl.load(B_ptr + b * B_b + n * B_n + t * B_l, mask=in_n, other=0.0).to(tl.float32)
             if SOFTPLUS:
                 dt, _ = _softplus(dt)
-            h = tl.exp(dt[:, None] * A) * h + (dt * u)[:, None] * Bt[None, :]
+            h = tl.exp(dt[None, :] * A) * h + (dt * u)[None, :] * Bt[:, None]
         tl.debug_barrier()  # the states are read back below, perhaps by other threads
-        for back in range(steps):
+        for back in tl.range(0, steps, num_stages=3):
             j = steps - 1 - back
             i = tile * T + j
             t = (L - 1 - i if REVERSE else i) + 0 * b  # 64 bits
@@ -136,12 +137,12 @@ def _backward_kernel(
             slope = 1.0
             if SOFTPLUS:
                 dt, slope = _softplus(dt)
-            decay = tl.exp(dt[:, None] * A)
-            h = decay * before + (dt * u)[:, None] * Bt[None, :]
+            decay = tl.exp(dt[None, :] * A)
+            h = decay * before + (dt * u)[None, :] * Bt[:, None]
             if HAS_Z:
                 z = tl.load(z_ptr + b * z_b + e * z_e + t * z_l, mask=in_e, other=0.0).to(tl.float32)
                 gate = _sigmoid(z)
-                y = tl.sum(h * Ct[None, :], axis=1) + D * u
+                y = tl.sum(h * Ct[:, None], axis=0) + D * u
                 if HAS_ADD:
                     y += tl.load(add_ptr + b * a_b + e * a_e + t * a_l, mask=in_e, other=0.0).to(tl.float32)
                 dz = g * y * (gate + z * gate * (1.0 - gate))
@@ -149,22 +150,22 @@ def _backward_kernel(
                 g = g * z * gate
             if HAS_ADD:
                 tl.store(dadd_ptr + b * da_b + e * da_e + t * da_l, g, mask=in_e)
-            dh += g[:, None] * Ct[None, :]
-            tl.atomic_add(dC_ptr + (b * L + t) * N + n, tl.sum(g[:, None] * h, axis=0), mask=in_n, sem="relaxed")
+            dh += g[None, :] * Ct[:, None]
+            tl.atomic_add(dC_ptr + (b * L + t) * N + n, tl.sum(g[None, :] * h, axis=1), mask=in_n, sem="relaxed")
             tl.atomic_add(
-                dB_ptr + (b * L + t) * N + n, tl.sum(dh * (dt * u)[:, None], axis=0), mask=in_n, sem="relaxed"
+                dB_ptr + (b * L + t) * N + n, tl.sum(dh * (dt * u)[None, :], axis=1), mask=in_n, sem="relaxed"
             )
-            dx = tl.sum(dh * Bt[None, :], axis=1)
+            dx = tl.sum(dh * Bt[:, None], axis=0)
             dh = dh * decay
             through = dh * before
-            dA += through * dt[:, None]
-            ddt = (tl.sum(through * A, axis=1) + dx * u) * slope
+            dA += through * dt[None, :]
+            ddt = (tl.sum(through * A, axis=0) + dx * u) * slope
             dD += g * u
             dbias += ddt
             tl.store(du_ptr + b * du_b + e * du_e + t * du_l, dx * dt + D * g, mask=in_e)
             tl.store(dd_ptr + b * dd_b + e * dd_e + t * dd_l, ddt, mask=in_e)
         tl.debug_barrier()
-    tl.store(dA_ptr + (b * E + e[:, None]) * N + n[None, :], dA, mask=both)
+    tl.store(dA_ptr + (b * E + e[None, :]) * N + n[:, None], dA, mask=both)
     tl.store(dD_ptr + b * E + e, dD, mask=in_e)
     tl.store(dbias_ptr + b * E + e, dbias, mask=in_e)
 
@@ -179,7 +180,7 @@ def _or(x: Tensor | None, other: Tensor) -> Tensor:
 
 def _checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
     batch, channels, length = u.shape
-    return batch, max((length + _TILE - 1) // _TILE - 1, 0) if keep else 0, channels, states
+    return batch, max((length + _TILE - 1) // _TILE - 1, 0) if keep else 0, states, channels
 
 
 def _constants(
@@ -193,7 +194,7 @@ def _constants(
         "T": _TILE,
         "BE": _CHANNELS,
         "BN": triton.next_power_of_2(A.shape[1]),
-        "num_warps": 1 if A.shape[1] <= 16 else 4,
+        "num_warps": 1 if A.shape[1] <= 32 else 4,
     }
 
 
@@ -253,7 +254,7 @@ def _backward(
     dA = torch.zeros(batch, channels, states, **floats)
     dD, dbias = torch.zeros(batch, channels, **floats), torch.zeros(batch, channels, **floats)
     if u.numel():
-        scratch = torch.empty(batch, _TILE, channels, states, **floats)
+        scratch = torch.empty(batch, _TILE, states, channels, **floats)
         tiles = triton.cdiv(length, _TILE)
         _backward_kernel[(batch, triton.cdiv(channels, _CHANNELS))](
             grad, u, delta, a, B, C, skip, z, bias, add, checkpoints, scratch,

@@ -16,6 +16,7 @@ TOO_BIG = 1e-5
 def interpret() -> None:
     import torch
 
+    from src.ops.selective_scan import Direction, selective_scan_bidirectional
     from src.ops.selective_scan.check import NAMES, Case, errors, make_inputs, run
 
     torch.set_num_threads(1)
@@ -38,6 +39,16 @@ def interpret() -> None:
         inputs[name][(0, 1, 4) if inputs[name].dim() == 3 else (1,) * inputs[name].dim()] = float("nan")
         want, got = run(case, inputs, "reference")["out"], run(case, inputs, "triton")["out"]
         worst[f"nan in {name}"] = float(not torch.equal(want.isnan(), got.isnan()))
+    names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    sides = [make_inputs(case, seed=seed) for seed in (0, 1)]
+    results = []
+    for backend in ("reference", "triton"):
+        leaves = [{n: side[n].detach().requires_grad_() for n in names} for side in sides]
+        z = sides[0]["z"].detach().requires_grad_()
+        out = selective_scan_bidirectional(*(Direction(**side) for side in leaves), z, True, backend)
+        wanted = [z, *(x for side in leaves for x in side.values())]
+        results.append([out, *torch.autograd.grad(out, wanted, sides[0]["grad"])])
+    worst["both directions"] = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*results))
     print(json.dumps(worst))
 
 
