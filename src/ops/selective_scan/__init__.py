@@ -16,6 +16,7 @@ from torch import Tensor
 from src.ops.compiled import has_library
 from src.ops.selective_scan.chunked import selective_scan_chunked
 from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
+from src.ops.selective_scan.cpu_bidirectional import bidirectional_scan_cpu
 from src.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["BACKENDS", "Direction", "available_backends", "selective_scan", "selective_scan_bidirectional"]
@@ -152,13 +153,15 @@ def selective_scan_bidirectional(
 ) -> Tensor:
     """(scan(ahead) + reversed scan(back)) * silu(z): (B, E, L), gated once. Raises as `selective_scan` does.
 
-    The compiled and Triton backends add the first direction inside the second one's pass.
+    The compiled backend does it in one operator, Triton adds the first direction inside the second one's pass.
     """
     for side in (ahead, back):
         _check_shapes(side.u, side.delta, side.A, side.B, side.C, side.D, z, side.delta_bias)
-    scan, name = _pick(backend, ahead.u, ahead.A.shape[1])
+    scan, name = _pick(backend, ahead.u, max(ahead.A.shape[1], back.A.shape[1]))
+    if name == "cpu":
+        return bidirectional_scan_cpu(ahead, back, z, delta_softplus)
     first = scan(*ahead[:6], None, ahead.delta_bias, delta_softplus, False)
-    if name in ("cpu", "triton"):
+    if name == "triton":
         return scan(*back[:6], z, back.delta_bias, delta_softplus, True, add=first)
     both = first + scan(*back[:6], None, back.delta_bias, delta_softplus, True)
     return both * F.silu(z) if z is not None else both

@@ -26,7 +26,7 @@ from src.ops.selective_scan.operator import none, register, state_gradient
 
 MAX_STATES = 64
 _MAX_LANES = 16
-_PAD = 4  # states are padded to a multiple of this
+PAD = 4  # states are padded to a multiple of this
 _GRAIN = 1 << 16  # state updates that are worth a thread
 
 
@@ -36,10 +36,10 @@ def _tile(states: int) -> int:
 
 
 def _padded(states: int) -> int:
-    return (states + _PAD - 1) // _PAD * _PAD
+    return (states + PAD - 1) // PAD * PAD
 
 
-def _checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
+def checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
     batch, channels, length = u.shape
     tile, lanes = _tile(states), need_library().kernels_use_lanes(_MAX_LANES)
     tiles = max((length + tile - 1) // tile - 1, 0) if keep else 0
@@ -58,7 +58,7 @@ def _workspace(header: list[int], backward: bool) -> Tensor:
     return torch.empty(header[7], size, dtype=torch.float32)
 
 
-def _forward(
+def launch_forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -71,24 +71,22 @@ def _forward(
     softplus: bool,
     reverse: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    out = empty_like_layout(u)
-    checkpoints = torch.empty(_checkpoint_shape(u, A.shape[1], keep), dtype=torch.float32)
-    if u.numel() == 0:
-        return out, checkpoints
-    x, step, b, c, gate, other = (readable(t) for t in (u, delta, B, C, z, add))
-    a, skip, bias = plain(A), plain(D), plain(delta_bias)
-    target = out if out.dtype == x.dtype else torch.empty_like(out, dtype=x.dtype)
-    header = _header(u, A.shape[1], softplus, reverse)
-    work = _workspace(header, False)
-    fields = [f for t in (x, step, b, c, gate, other, target) for f in array(t)] + ABSENT * 5
-    kept = pointer(checkpoints) if keep else 0
-    rest = [pointer(a), pointer(skip), pointer(bias), kept, pointer(work), work.shape[1]]
-    call("scan_forward", [*header, *fields, *rest, *[0] * 7])
-    return out if target is out else out.copy_(target), checkpoints
+    out: Tensor,
+) -> Tensor:
+    """Writes the scan into `out` (which may be `add`); returns the checkpoints."""
+    checkpoints = torch.empty(checkpoint_shape(u, A.shape[1], keep), dtype=torch.float32)
+    if u.numel():
+        a, skip, bias = plain(A), plain(D), plain(delta_bias)
+        header = _header(u, A.shape[1], softplus, reverse)
+        work = _workspace(header, False)
+        fields = [f for t in (u, delta, B, C, z, add, out) for f in array(t)] + ABSENT * 5
+        kept = pointer(checkpoints) if keep else 0
+        rest = [0, pointer(a), pointer(skip), pointer(bias), kept, pointer(work), work.shape[1]]
+        call("scan_forward", [*header, *fields, *rest, *[0] * 7])
+    return checkpoints
 
 
-def _backward(
+def launch_backward(
     grad: Tensor,
     u: Tensor,
     delta: Tensor,
@@ -102,17 +100,18 @@ def _backward(
     checkpoints: Tensor,
     softplus: bool,
     reverse: bool,
-) -> tuple[Tensor, ...]:
+    dz: Tensor | None,
+    dadd: Tensor | None = None,
+    y_to_dz: bool = False,
+) -> list[Tensor | None]:
+    """Gradients of u, delta, A, B, C, D, delta_bias; that of z goes to `dz` (the ungated output with `y_to_dz`)."""
     batch, channels, length = u.shape
     states, padded = A.shape[1], _padded(A.shape[1])
-    x, step, b, c, gate, other, g = (readable(t) for t in (u, delta, B, C, z, add, grad))
     a, skip, bias = plain(A), plain(D), plain(delta_bias)
-    du, ddelta = empty_like_layout(x), empty_like_layout(step)
-    dz = empty_like_layout(gate) if gate is not None else None
-    dadd = empty_like_layout(x) if add is not None else None
+    du, ddelta = empty_like_layout(u), empty_like_layout(delta)
     dA = torch.empty(channels, states, dtype=torch.float32)
     dD, dbias = (torch.empty(channels, dtype=torch.float32) if t is not None else None for t in (D, delta_bias))
-    (gB, dB), (gC, dC) = state_gradient(B, _PAD), state_gradient(C, _PAD)
+    (gB, dB), (gC, dC) = state_gradient(B, PAD), state_gradient(C, PAD)
     if u.numel() == 0:
         for t in (dA, dD, dbias, gB, gC):
             if t is not None:
@@ -124,22 +123,44 @@ def _backward(
         shares_begin_with_items = all(batch * blocks * i // threads % blocks == 0 for i in range(threads))
         extra = None if shares_begin_with_items else torch.empty(threads, 2, length, padded, dtype=torch.float32)
         partial = torch.empty(batch, blocks, padded + 2, checkpoints.shape[4], dtype=torch.float32)
-        ways = (x, step, b, c, gate, other, None, g, du, ddelta, dz, dadd)
-        fields = [f for t in ways for f in array(t)]
+        fields = [f for t in (u, delta, B, C, z, add, None, grad, du, ddelta, dz, dadd) for f in array(t)]
         floats = [pointer(t) for t in (a, skip, bias, checkpoints, work)]
         sums = [pointer(t) for t in (gB, gC, extra, partial, dA, dD, dbias)]
-        if dadd is not None and dz is None:
-            dadd.copy_(g)  # without a gate the sum's gradient is the output's
-        call("scan_backward", [*header, *fields, *floats, work.shape[1], *sums])
+        call("scan_backward", [*header, *fields, y_to_dz, *floats, work.shape[1], *sums])
     for buffer, out in ((gB, dB), (gC, dC)):
         if out.dtype != torch.float32:
             out.copy_(buffer[..., :states].transpose(1, 2))
-    got = (du, ddelta, dA, dB, dC, dD, dz, dbias, dadd)
-    inputs = (u, delta, A, B, C, D, z, delta_bias, add)
-    return tuple(y.to(t.dtype) if t is not None else none(u) for t, y in zip(inputs, got))
+    parameters = ((A, dA), (D, dD), (delta_bias, dbias))
+    dA, dD, dbias = (g.to(t.dtype) if t is not None else None for t, g in parameters)
+    return [du, ddelta, dA, dB, dC, dD, dbias]
 
 
-_scan = register("scan", ["cpu"], _forward, _backward, _checkpoint_shape, _PAD)
+def _forward(u: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+    out = empty_like_layout(u)
+    return out, launch_forward(u, *rest, out)
+
+
+def _backward(grad: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, ...]:
+    u, z, add = rest[0], rest[6], rest[8]
+    dz = empty_like_layout(z) if z is not None else None
+    dadd = empty_like_layout(u) if add is not None else None
+    if dadd is not None and z is None:
+        dadd.copy_(grad)  # without a gate the sum's gradient is the output's
+    *ahead, dbias = launch_backward(grad, *rest, dz, dadd)
+    return tuple(none(u) if g is None else g for g in (*ahead, dz, dbias, dadd))
+
+
+_scan = register("scan", ["cpu"], _forward, _backward, checkpoint_shape, PAD)
+
+
+def check(u: Tensor, states: int) -> None:
+    """Whether the kernels can take these inputs: ValueError or RuntimeError if not."""
+    if states > MAX_STATES:
+        raise ValueError(f"selective_scan: backend cpu takes state sizes up to {MAX_STATES}, got {states}")
+    if u.device.type != "cpu":
+        raise RuntimeError(f"selective_scan: backend cpu needs CPU tensors, got {u.device}")
+    if not has_library():
+        raise RuntimeError(MISSING)
 
 
 def selective_scan_cpu(
@@ -153,18 +174,12 @@ def selective_scan_cpu(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     reverse: bool = False,
-    add: Tensor | None = None,
 ) -> Tensor:
-    """Same contract as `selective_scan_reference`; differentiable once; N at most 64 (ValueError).
+    """Same contract as `selective_scan_reference`; differentiable once; float64 is computed in float32.
 
-    `add` (B, E, L) joins the output before the gate.
-
-    Raises RuntimeError when the kernels were not built or the tensors are not on the CPU.
+    Raises ValueError beyond 64 states, RuntimeError when the kernels were not built or the tensors are not on the CPU.
     """
-    if A.shape[1] > MAX_STATES:
-        raise ValueError(f"selective_scan: backend cpu takes state sizes up to {MAX_STATES}, got {A.shape[1]}")
-    if u.device.type != "cpu":
-        raise RuntimeError(f"selective_scan: backend cpu needs CPU tensors, got {u.device}")
-    if not has_library():
-        raise RuntimeError(MISSING)
-    return _scan(u, delta, A, B, C, D, z, delta_bias, add, delta_softplus=delta_softplus, reverse=reverse)
+    check(u, A.shape[1])
+    x, step, b, c, gate = (readable(t) for t in (u, delta, B, C, z))
+    out = _scan(x, step, A, b, c, D, gate, delta_bias, None, delta_softplus=delta_softplus, reverse=reverse)
+    return out.to(u.dtype)

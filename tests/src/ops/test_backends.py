@@ -152,3 +152,7 @@ def test_u_must_have_three_axes():
 def test_a_backend_is_registered_once():
     with pytest.raises(RuntimeError):
         register("scan", ["cpu"], print, print, print, 1)
+
+
+def test_memory_can_be_kept_where_there_is_glibc():
+    assert compiled.keep_freed_memory() in (True, False)

@@ -53,6 +53,19 @@ def test_bfloat16(backend):
     assert (out.double() - want).abs().max() < 3e-2 * want.abs().max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", ["u", "z"])
+def test_nan_stays_nan(backend, bad):
+    ahead, back = sides(Case())
+    ahead[bad] = ahead[bad].clone()
+    ahead[bad][1, 2, 30] = float("nan")
+    directions = [Direction(**{n: s[n] for n in FIELDS}) for s in (ahead, back)]
+    out = selective_scan_bidirectional(*directions, ahead["z"], True, backend)
+    expected = torch.zeros_like(out, dtype=torch.bool)
+    expected[1, 2, slice(30, None) if bad == "u" else 30] = True
+    assert torch.equal(out.isnan(), expected)
+
+
 def test_shapes_that_do_not_fit_are_named():
     ahead, back = (Direction(**{n: s[n] for n in FIELDS}) for s in sides(Case()))
     with pytest.raises(ValueError, match="delta"):

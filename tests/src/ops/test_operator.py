@@ -5,7 +5,7 @@ import torch
 
 from src.ops import compiled
 from src.ops.causal_conv1d import causal_conv1d
-from src.ops.selective_scan import selective_scan
+from src.ops.selective_scan import Direction, selective_scan, selective_scan_bidirectional
 from src.ops.selective_scan.check import NAMES, Case, make_inputs
 
 pytestmark = pytest.mark.skipif(compiled.find_library() is None, reason=compiled.MISSING)
@@ -27,6 +27,13 @@ def test_scan_operator_keeps_the_rules_of_pytorch(case):
 def test_scan_operator_with_an_addend_keeps_the_rules_of_pytorch():
     args = (*leaves(Case()), torch.randn(2, 65, 19).transpose(1, 2).requires_grad_(), True, False, True)
     torch.library.opcheck(torch.ops.vjepa_mamba.scan_forward.default, args)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_operator_of_both_directions_keeps_the_rules_of_pytorch(gated):
+    (*ahead, z, bias), (*back, _, back_bias) = leaves(Case()), leaves(Case(states=5, D=False))
+    args = (*ahead, bias, *back, back_bias, z if gated else None, True, True)
+    torch.library.opcheck(torch.ops.vjepa_mamba.bidirectional_forward.default, args)
 
 
 def test_scan_backward_operator_keeps_the_rules_of_pytorch():
@@ -59,6 +66,16 @@ def test_torch_compile_sees_one_graph(reverse):
     grads = [torch.autograd.grad(y.square().sum(), args) for y in (want, got)]
     for expected, actual in zip(*grads):
         torch.testing.assert_close(actual, expected)
+
+
+def test_torch_compile_sees_both_directions_as_one_operator():
+    tensors = leaves(Case())
+
+    def both(u, delta, A, B, C, D, z, delta_bias):
+        side = Direction(u, delta, A, B, C, D, delta_bias)
+        return selective_scan_bidirectional(side, side, z, True)
+
+    torch.testing.assert_close(torch.compile(both, fullgraph=True, backend="aot_eager")(*tensors), both(*tensors))
 
 
 def test_autocast_leaves_the_scan_as_it_is():

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-const int64_t ABI = 2;  // raise with every change below; cpu.py checks it
+const int64_t ABI = 3;  // raise with every change below; cpu.py checks it
 
 enum DType : int64_t { F32 = 0, BF16 = 1, F16 = 2 };
 
@@ -19,6 +19,7 @@ struct ScanArgs {
     int64_t reverse, softplus, threads;
     Array u, delta, B, C, z, add, out;      // z.data and add.data may be null
     Array grad, du, ddelta, dz, dadd;       // backward only
+    int64_t y_to_dz;                        // dz takes the ungated output instead (the first of two directions)
     const float *A, *D, *bias;              // (E, N), (E), (E) contiguous; D and bias may be null
     float* checkpoints;                     // (batch, blocks, tiles - 1, padded states, lanes); null in inference
     float* work;                            // per thread `work_size` floats

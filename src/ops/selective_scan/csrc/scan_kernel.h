@@ -255,7 +255,7 @@ static void scan_backward(const ScanArgs& a, int64_t b, int64_t block, int64_t n
                 const vf z = load(w.z + i), g = load(w.g + i), gate = sigmoid(z), silu = z * gate;
                 vf y = load(w.y + i) + D * load(w.u + i);
                 if (a.add.data) y += load(w.add + i);
-                store(w.z + i, g * y * (gate + silu * (splat(1.0f) - gate)));
+                store(w.z + i, a.y_to_dz ? y : g * y * (gate + silu * (splat(1.0f) - gate)));
                 store(w.g + i, g * silu);
             }
             write_tile(a.dz, s, w.z, LANES);
