@@ -55,15 +55,19 @@ def make(batch: int, channels: int, length: int, states: int) -> Inputs:
 
 
 def loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> Tensor:
-    """Decays and inputs for all steps at once, then one Python iteration a step: how mamba-ssm's reference does it."""
+    """Decays and inputs for all steps at once, then one Python iteration a step: how mamba-ssm's reference does it.
+
+    Steps are taken out by unbind, not by indexing: the backward of indexing fills a whole tensor with zeros per step,
+    which would make the loop quadratic in length and the comparison unfair.
+    """
     dt = F.softplus(delta + delta_bias[:, None])
     decay = torch.exp(torch.einsum("bel,en->beln", dt, A))
     drive = torch.einsum("bel,bnl,bel->beln", dt, B, u)
     h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     steps = []
-    for t in range(u.shape[2]):
-        h = decay[:, :, t] * h + drive[:, :, t]
-        steps.append(torch.einsum("ben,bn->be", h, C[:, :, t]))
+    for a, x, c in zip(decay.unbind(2), drive.unbind(2), C.unbind(2)):
+        h = a * h + x
+        steps.append(torch.einsum("ben,bn->be", h, c))
     return (torch.stack(steps, dim=2) + u * D[:, None]) * F.silu(z)
 
 

@@ -78,5 +78,31 @@ def test_triton_refuses_cpu_tensors_outside_the_interpreter():
         selective_scan(x, x, -torch.ones(2, 1), x[:, :1], x[:, :1], backend="triton")
 
 
+@pytest.mark.parametrize("pointer", ["*fp32", "*bf16"])
+@pytest.mark.parametrize("options", [True, False])
+def test_kernels_compile_for_a_gpu_that_is_not_here(pointer, options):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed (pip install triton)")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from src.ops.selective_scan import triton as kernels
+
+    along = {f"{name}_ptr" for name in ("u", "delta", "B", "C", "z", "add", "out", "g", "du", "dd", "dz", "dadd")}
+    unit_strides = {f"{name}_e" for name in ("u", "d", "z", "a", "o", "g", "du", "dd", "dz", "da")} | {"B_n", "C_n"}
+    constants = {"T": 64, "BE": 32, "BN": 16, "REVERSE": options, "SOFTPLUS": options, "KEEP": options}
+    constants |= {f"HAS_{name}": options for name in ("D", "Z", "BIAS", "ADD")} | dict.fromkeys(unit_strides, 1)
+    for kernel in (kernels._forward_kernel, kernels._backward_kernel):
+        names = kernel.arg_names
+        types = {n: (pointer if n in along else "*fp32") if n.endswith("_ptr") else "i32" for n in names}
+        fixed = {n: constants[n] for n in names if n in constants}
+        signature = types | dict.fromkeys(fixed, "constexpr")
+        source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in fixed.items()})
+        built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+        assert built.asm["cubin"]
+        assert built.metadata.shared < 48 * 1024
+
+
 if __name__ == "__main__":
     interpret()
