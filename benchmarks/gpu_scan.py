@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from src.models.utils.mamba import MambaMixer
-from src.ops.selective_scan import available_backends, selective_scan
+from src.ops.selective_scan import Direction, available_backends, selective_scan_bidirectional
 
 SHAPES = ((32, 384, 1568), (32, 1536, 1568), (2, 384, 25088), (2, 1536, 25088))
 STATES = 16
@@ -71,11 +71,9 @@ def directions(batch: int, channels: int, length: int, dtype: torch.dtype) -> li
 
 def scan_both(sides: list[dict[str, Tensor]], leaves: list[Tensor], grad: Tensor, backend: str) -> None:
     """Forward and backward of the scan in both directions, outputs added."""
-    first, second = (
-        selective_scan(**side, delta_softplus=True, reverse=reverse, backend=backend)
-        for side, reverse in zip(sides, (False, True))
-    )
-    torch.autograd.grad(first + second, leaves, grad)
+    ahead, back = (Direction(**{name: side[name] for name in Direction._fields}) for side in sides)
+    out = selective_scan_bidirectional(ahead, back, sides[0]["z"], delta_softplus=True, backend=backend)
+    torch.autograd.grad(out, leaves, grad)
 
 
 def mix(mixer: MambaMixer, x: Tensor, low_precision: bool) -> None:

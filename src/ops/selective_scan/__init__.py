@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.ops.compiled import has_library
@@ -151,20 +150,21 @@ def selective_scan_bidirectional(
     delta_softplus: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """(scan(ahead) + reversed scan(back)) * silu(z): (B, E, L), gated once. Raises as `selective_scan` does.
+    """(scan(ahead) + reversed scan(back)) * silu(z): (B, E, L). Raises as `selective_scan` does.
 
-    The compiled backend does it in one operator, Triton adds the first direction inside the second one's pass.
+    The compiled backend does it in one operator, Triton adds the first direction inside the second one's pass; the
+    others scan twice and add.
     """
     for side in (ahead, back):
         _check_shapes(side.u, side.delta, side.A, side.B, side.C, side.D, z, side.delta_bias)
     scan, name = _pick(backend, ahead.u, max(ahead.A.shape[1], back.A.shape[1]))
     if name == "cpu":
         return bidirectional_scan_cpu(ahead, back, z, delta_softplus)
-    first = scan(*ahead[:6], None, ahead.delta_bias, delta_softplus, False)
     if name == "triton":
+        first = scan(*ahead[:6], None, ahead.delta_bias, delta_softplus, False)
         return scan(*back[:6], z, back.delta_bias, delta_softplus, True, add=first)
-    both = first + scan(*back[:6], None, back.delta_bias, delta_softplus, True)
-    return both * F.silu(z) if z is not None else both
+    first = scan(*ahead[:6], z, ahead.delta_bias, delta_softplus, False)
+    return first + scan(*back[:6], z, back.delta_bias, delta_softplus, True)
 
 
 def _check_shapes(
