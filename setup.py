@@ -33,7 +33,7 @@ setup(
         "pydantic>=2.7",
         "pillow>=10.0",
         "decord>=0.6",
-        "av>=12.0",
+        "av>=14.0",
         "submitit>=1.5",
         "webdataset>=0.2.86",
         "scikit-learn>=1.3",
@@ -41,6 +41,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.0", "ruff>=0.6"],
+        "plot": ["matplotlib>=3.8"],
         "timm": ["timm>=1.0"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     },

@@ -50,6 +50,9 @@ class DataConfig(Section):
     num_workers: int = Field(1, ge=0, description="processes that read data; 0 reads in the training process")
     filter_short_videos: bool = Field(False, description="skip videos shorter than a clip instead of repeating frames")
     filter_long_videos: int = Field(10**9, gt=0, description="skip files larger than this, bytes")
+    pad_truncated: bool = Field(
+        False, description="(added) repeat the last frame of a file cut short; false: skip the file"
+    )
     decode_one_clip: bool = Field(True, description="read only the frames of the clip, not the whole video")
     clip_duration: float | None = Field(None, gt=0, description="seconds a clip spans; replaces sampling_rate if set")
     decoder: Literal["auto", "decord", "pyav"] = Field("auto", description="(added) video library; auto: the exact one")

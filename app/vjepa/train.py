@@ -32,13 +32,14 @@ from app.vjepa.utils import (
 )
 from src.datasets.batch import Batch
 from src.datasets.data_manager import Loader, init_data
+from src.datasets.samplers import mix
 from src.datasets.transforms import normalize
 from src.masks import create_mask_collator
 from src.utils.config import save_config
 from src.utils.csv_log import CSVLogger
 from src.utils.distributed import all_reduce_mean, current
 from src.utils.errors import UserError
-from src.utils.logging import Progress, get_logger, prepare_folder
+from src.utils.logging import Progress, get_logger, prepare_folder, quiet_other_ranks
 
 logger = get_logger(__name__)
 
@@ -60,6 +61,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     Raises UserError for a folder, data or checkpoint that does not do, and when the loss is no longer finite.
     """
     rank, world_size, device = current()
+    quiet_other_ranks(rank)
     folder = prepare_folder(args.output_folder())
     checkpoint = find_checkpoint(args, resume_preempt)
 
@@ -77,7 +79,6 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     micro = args.optimization.accumulate_steps
     steps_per_epoch = args.optimization.ipe or max(loader.steps_per_pass // micro, 1)
     run = Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch)
-    torch.manual_seed(args.meta.seed + rank)  # from here on only stochastic depth draws from it
     if checkpoint is not None:
         load_checkpoint(checkpoint, run)
         logger.info(f"resumed from {checkpoint} at step {run.step}")
@@ -104,15 +105,15 @@ def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
         rank=rank,
     )
     keys = ("dataset_type", "datasets", "datasets_weights", "batch_size", "num_clips", "num_frames", "sampling_rate")
-    keys += ("clip_duration", "filter_short_videos", "filter_long_videos", "decoder", "allow_pipe", "max_skip_fraction")
+    keys += ("clip_duration", "filter_short_videos", "filter_long_videos", "pad_truncated", "decoder", "allow_pipe")
     return init_data(
-        **{key: getattr(data, key) for key in (*keys, "num_workers", "pin_mem")},
+        **{key: getattr(data, key) for key in (*keys, "max_skip_fraction", "num_workers", "pin_mem")},
         transform=make_transforms(data.crop_size, **args.data_aug.model_dump()),
         collator=collator,
         rank=rank,
         world_size=world_size,
         seed=args.meta.seed,
-        folder=args.output_folder() if rank == 0 else None,
+        folder=args.output_folder(),
     )
 
 
@@ -149,6 +150,7 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     with Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
         while run.step < total:
             group = list(islice(batches, args.optimization.accumulate_steps))
+            torch.manual_seed(mix(args.meta.seed, rank, run.step))  # stochastic depth, the same after resuming
             unread.append(train_step(args, run, group, schedule(run.step)))
             run.step += 1
             epoch_ends = run.step % run.steps_per_epoch == 0

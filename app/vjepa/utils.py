@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -131,27 +129,6 @@ def apply_schedule(optimizer: torch.optim.Optimizer, now: Schedule) -> None:
         group["weight_decay"] = 0.0 if group["WD_exclude"] else now.weight_decay
 
 
-def rng_state() -> dict[str, Any]:
-    """State of every random generator of this process, in types that load with weights_only=True."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
-        "python": [list(x) if isinstance(x, tuple) else x for x in random.getstate()],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo `rng_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    np.random.set_state(tuple(state["numpy"]))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-
-
 def checkpoint_path(cfg: PretrainConfig, epoch: int | None = None) -> Path:
     """`<tag>-latest.pth.tar`, or `<tag>-e<epoch>.pth.tar`, in the run's folder."""
     name = "latest" if epoch is None else f"e{epoch}"
@@ -195,7 +172,6 @@ def save_checkpoint(run: Run, cfg: PretrainConfig, loss: float, world_size: int)
         "lr": cfg.optimization.lr,
         "step": run.step,
         "config": cfg.model_dump(mode="json"),
-        "rng": rng_state(),
     }
     save_atomic(state, checkpoint_path(cfg))
     every = cfg.logging.save_every_epochs
@@ -223,5 +199,3 @@ def load_checkpoint(path: Path, run: Run) -> None:
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     run.step = state.get("step", state["epoch"] * run.steps_per_epoch)
-    if "rng" in state:
-        set_rng_state(state["rng"])

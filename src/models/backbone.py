@@ -20,6 +20,11 @@ from src.utils.errors import UserError
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
+def drop_rates(depth: int, last: float) -> list[float]:
+    """Stochastic depth of each block, rising linearly from 0 to `last`."""
+    return [last * i / max(depth - 1, 1) for i in range(depth)]
+
+
 def attention_trunk(
     dim: int,
     depth: int,
@@ -36,7 +41,7 @@ def attention_trunk(
     """
     if dim % num_heads:
         raise UserError(f"{num_heads} heads do not divide a width of {dim}: choose a number of heads that does")
-    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    rates = drop_rates(depth, drop_path_rate)
     blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, qkv_bias, rate, norm_layer, use_sdpa) for rate in rates)
     blocks.apply(init_linear)
     for i, block in enumerate(blocks):
@@ -51,7 +56,7 @@ def mamba_trunk(
     dim: int, depth: int, drop_path_rate: float = 0.0, **mixer_options: object
 ) -> tuple[nn.ModuleList, nn.Module]:
     """Mamba blocks and the final norm. Initialisation: see docs/decisions.md, 'dead gradients'."""
-    rates = torch.linspace(0, drop_path_rate, depth).tolist()
+    rates = drop_rates(depth, drop_path_rate)
     blocks = nn.ModuleList(MambaBlock(dim, rate, **mixer_options) for rate in rates)
     return blocks, nn.RMSNorm(dim, eps=1e-5)
 

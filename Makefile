@@ -1,0 +1,35 @@
+# make demo    pretrain VideoMamba-Tiny on the embedded data, probe it, show the table
+# make test    the whole test suite
+# make lint    ruff
+# Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint format clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m src.datasets.motion --out data/motion
+	$(BIN)/python -m app.main --fname configs/pretrain/vm_tiny.yaml
+	$(BIN)/python -m evals.main --fname configs/evals/vm_tiny_motion.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info src/ops/*.so
+
+$(INSTALLED): setup.py constraints.txt $(wildcard src/ops/*/csrc/*)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"error: Python {v[0]}.{v[1]} is too old: call make PYTHON=python3.11, or newer than 3.9")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable '.[test]'
+	@touch $@
