@@ -16,7 +16,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-ABI = 3  # of csrc/args.h
+ABI = 4  # of csrc/args.h
 MISSING = "the compiled CPU kernels are missing: install a C++ compiler and run `pip install -e .` again"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ABSENT = [0, 0, 0, 0, 0]
@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | None:
         function = getattr(lib, name)
         function.restype = ctypes.c_int64
         function.argtypes = [ctypes.c_int64] * (3 if name == "scan_work_floats" else 1)
-    for name in ("scan_forward", "scan_backward", "conv_forward", "conv_backward"):
+    for name in ("scan_forward", "scan_backward", "conv_forward", "conv_backward", "norm_forward", "norm_backward"):
         function = getattr(lib, name)
         function.restype, function.argtypes = None, [ctypes.c_void_p]
     return lib

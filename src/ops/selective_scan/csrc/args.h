@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-const int64_t ABI = 3;  // raise with every change below; cpu.py checks it
+const int64_t ABI = 4;  // raise with every change below; cpu.py checks it
 
 enum DType : int64_t { F32 = 0, BF16 = 1, F16 = 2 };
 
@@ -39,4 +39,12 @@ struct ConvArgs {
     int64_t work_size;
     float* partial;              // (batch, E, W + 1): dweight, dbias per batch item
     float *dweight, *dbias;      // (E, W), (E); dbias may be null
+};
+
+struct NormArgs {
+    int64_t rows, dim, threads;
+    double eps;
+    const float *x, *weight, *grad;  // (rows, dim), (dim), (rows, dim)
+    float *y, *scale;                // (rows, dim), (rows)
+    float *dx, *partial, *dweight;   // (rows, dim), (threads, dim), (dim)
 };

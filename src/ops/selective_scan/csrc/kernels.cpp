@@ -23,6 +23,8 @@ namespace avx512 {
 #include "scan_kernel.h"
 
 #include "conv_kernel.h"
+
+#include "norm_kernel.h"
 #undef LANES
 }  // namespace avx512
 #pragma GCC pop_options
@@ -39,6 +41,8 @@ namespace avx2 {
 #include "scan_kernel.h"
 
 #include "conv_kernel.h"
+
+#include "norm_kernel.h"
 #undef LANES
 }  // namespace avx2
 #pragma GCC pop_options
@@ -54,6 +58,8 @@ namespace base {
 #include "scan_kernel.h"
 
 #include "conv_kernel.h"
+
+#include "norm_kernel.h"
 }  // namespace base
 
 namespace {
@@ -65,10 +71,13 @@ struct Kernels {
     void (*scan_reduce_block)(const ScanArgs&, int64_t);
     int64_t (*conv_work)(int64_t);
     void (*conv_tasks)(const ConvArgs&, int64_t, int64_t, int64_t, bool);
+    void (*norm_forward_rows)(const NormArgs&, int64_t, int64_t);
+    void (*norm_backward_rows)(const NormArgs&, int64_t, int64_t, int64_t);
 };
 
 #define KERNELS(ns, lanes) \
-    {lanes, CONV_BLOCK, ns::scan_work_size, ns::scan_tasks, ns::scan_reduce_block, ns::conv_work_size, ns::conv_tasks}
+    {lanes,          CONV_BLOCK,     ns::scan_work_size,    ns::scan_tasks,        ns::scan_reduce_block, \
+     ns::conv_work_size, ns::conv_tasks, ns::norm_forward_rows, ns::norm_backward_rows}
 
 const Kernels base_kernels = KERNELS(base, 4);
 #ifdef WIDE_VECTORS
@@ -164,6 +173,21 @@ void conv_backward(const ConvArgs* a) {
             else if (a->dbias)
                 a->dbias[e] = total;
         }
+}
+
+void norm_forward(const NormArgs* a) {
+    const int64_t n = shares(a->threads, a->rows);
+    parallel(n, [&](int64_t i) { active->norm_forward_rows(*a, a->rows * i / n, a->rows * (i + 1) / n); });
+}
+
+void norm_backward(const NormArgs* a) {
+    const int64_t n = shares(a->threads, a->rows);
+    parallel(n, [&](int64_t i) { active->norm_backward_rows(*a, a->rows * i / n, a->rows * (i + 1) / n, i); });
+    for (int64_t j = 0; j < a->dim; ++j) {
+        float total = 0.0f;
+        for (int64_t i = 0; i < n; ++i) total += a->partial[i * a->dim + j];
+        a->dweight[j] = total;
+    }
 }
 
 }  // extern "C"
