@@ -12,7 +12,7 @@ from torch import nn
 
 from src.masks.utils import apply_masks
 from src.models.utils.attention import Block
-from src.models.utils.mamba import MambaBlock
+from src.models.utils.mamba import MambaBlock, RMSNorm
 from src.models.utils.patch_embed import PatchEmbed3D
 from src.models.utils.pos_embs import Grid, interpolate_pos_embed, sincos_pos_embed_3d, token_grid
 from src.utils.errors import UserError
@@ -58,7 +58,7 @@ def mamba_trunk(
     """Mamba blocks and the final norm. Initialisation: see docs/decisions.md, 'dead gradients'."""
     rates = drop_rates(depth, drop_path_rate)
     blocks = nn.ModuleList(MambaBlock(dim, rate, **mixer_options) for rate in rates)
-    return blocks, nn.RMSNorm(dim, eps=1e-5)
+    return blocks, RMSNorm(dim, eps=1e-5)
 
 
 def init_linear(module: nn.Module, std: float = 0.02) -> None:

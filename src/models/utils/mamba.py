@@ -13,7 +13,8 @@ from torch import nn
 
 from src.models.utils.drop_path import DropPath
 from src.ops.causal_conv1d import causal_conv1d
-from src.ops.selective_scan import selective_scan
+from src.ops.rms_norm import rms_norm
+from src.ops.selective_scan import Direction, selective_scan, selective_scan_bidirectional
 
 
 class MambaMixer(nn.Module):
@@ -67,34 +68,40 @@ class MambaMixer(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         # Tensors stay (B, L, E) in memory; the transposes below are views, which the CPU kernels read without a copy.
-        x, z = self.in_proj(x_BLD).transpose(1, 2).chunk(2, dim=1)
-        y = self._direction(x, z, "", reverse=False)
-        if len(self.suffixes) == 2:
-            y = y + self._direction(x, z, "_b", reverse=True)
+        x_BEL, z_BEL = (half.transpose(1, 2) for half in self.in_proj(x_BLD).chunk(2, dim=-1))
+        forth = self._direction(x_BEL, "", reverse=False)
+        if len(self.suffixes) == 1:
+            y_BEL = selective_scan(**forth._asdict(), z=z_BEL, delta_softplus=True, backend=self.scan_backend)
+        else:
+            back = self._direction(x_BEL, "_b", reverse=True)
+            y_BEL = selective_scan_bidirectional(forth, back, z_BEL, delta_softplus=True, backend=self.scan_backend)
             if self.halve_directions:
-                y = y * 0.5
-        return self.out_proj(y.transpose(1, 2))
+                y_BEL = y_BEL * 0.5
+        return self.out_proj(y_BEL.transpose(1, 2))
 
-    def _direction(self, x_BEL: torch.Tensor, z_BEL: torch.Tensor, suffix: str, reverse: bool) -> torch.Tensor:
-        """One direction: convolution, data-dependent delta, B, C, and the scan, gated by silu(z) -> (B, E, L)."""
+    def _direction(self, x_BEL: torch.Tensor, suffix: str, reverse: bool) -> Direction:
+        """What one direction scans: its convolution's output, and delta, B and C computed from it."""
         conv, dt_proj = getattr(self, f"conv1d{suffix}"), getattr(self, f"dt_proj{suffix}")
         x_BEL = causal_conv1d(x_BEL, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse)
         dBC = getattr(self, f"x_proj{suffix}")(x_BEL.transpose(1, 2))
         dt, B, C = dBC.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, dt_proj.weight)  # its bias is added in float32, inside the scan
-        return selective_scan(
+        return Direction(
             x_BEL,
             delta.transpose(1, 2),
             -torch.exp(getattr(self, f"A{suffix}_log").float()),
             B.transpose(1, 2),
             C.transpose(1, 2),
             getattr(self, f"D{suffix}").float(),
-            z=z_BEL,
-            delta_bias=dt_proj.bias.float(),
-            delta_softplus=True,
-            reverse=reverse,
-            backend=self.scan_backend,
+            dt_proj.bias.float(),
         )
+
+
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm in one pass on the CPU. (..., D) -> (..., D)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
 
 
 class MambaBlock(nn.Module):
@@ -102,7 +109,7 @@ class MambaBlock(nn.Module):
 
     def __init__(self, dim: int, drop_path: float = 0.0, **mixer_options: object) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.norm = RMSNorm(dim, eps=1e-5)
         self.mixer = MambaMixer(dim, **mixer_options)
         self.drop_path = DropPath(drop_path)
 
