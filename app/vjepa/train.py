@@ -35,6 +35,7 @@ from src.datasets.data_manager import Loader, init_data
 from src.datasets.samplers import mix
 from src.datasets.transforms import normalize
 from src.masks import create_mask_collator
+from src.ops.compiled import keep_freed_memory
 from src.utils.config import save_config
 from src.utils.csv_log import CSVLogger
 from src.utils.distributed import all_reduce_mean, current
@@ -62,6 +63,8 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     """
     rank, world_size, device = current()
     quiet_other_ranks(rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     folder = prepare_folder(args.output_folder())
     checkpoint = find_checkpoint(args, resume_preempt)
 

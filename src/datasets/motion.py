@@ -40,7 +40,7 @@ __all__ = [
     "write_motion",
 ]
 
-FORMAT = 1  # raised when the same settings would give other clips than before
+FORMAT = 2  # raised when the same settings would give other clips than before
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EBUSY, errno.EXDEV}
 VAL_SHARE = 0.25  # of the digit images of each digit

@@ -45,23 +45,23 @@ class SceneConfig:
     size: int = 64  # side of the square image
     fps: int = 8
     # The object: two copies of one glyph, `gap` glyph sizes apart along a random axis.
-    glyph: Range = (20.0, 24.0)  # side of the digit's 8x8 box at zoom 1
+    glyph: Range = (26.0, 32.0)  # side of the digit's 8x8 box at zoom 1
     zoom: Range = (0.6, 1.25)  # the circle that `size` runs through, log-uniform
-    gap: Range = (0.7, 1.5)  # the circle that `gap` runs through, in glyph sizes
-    opacity: Range = (0.35, 1.0)  # the circle that `opacity` runs through
+    gap: Range = (0.75, 1.4)  # the circle that `gap` runs through, in glyph sizes
+    opacity: Range = (0.3, 1.0)  # the circle that `opacity` runs through
     # Speeds of the coordinate that turns.
-    translate_speed: Range = (1.0, 2.5)  # pixels per frame
-    rotate_speed: Range = (8.0, 18.0)  # degrees per frame
-    zoom_speed: Range = (0.04, 0.08)  # rounds of the circle per frame, as for the next two
-    gap_speed: Range = (0.04, 0.08)
-    fade_speed: Range = (0.04, 0.08)
+    translate_speed: Range = (1.5, 3.0)  # pixels per frame
+    rotate_speed: Range = (10.0, 18.0)  # degrees per frame
+    zoom_speed: Range = (0.05, 0.08)  # rounds of the circle per frame, as for the next two
+    gap_speed: Range = (0.05, 0.08)
+    fade_speed: Range = (0.05, 0.08)
     wobble: float = 0.3  # amplitude of a sway of the object's place that means nothing, pixels
     # The camera, and what is fixed to the world it pans over.
-    camera_speed: Range = (0.5, 1.5)  # pixels per frame, any direction
+    camera_speed: Range = (0.3, 1.0)  # pixels per frame, any direction
     relative_speed: float = 0.7  # the camera's velocity differs from the object's by at least this
     texture_scale: Range = (2.0, 8.0)  # correlation length of the background
-    texture_contrast: Range = (0.02, 0.07)  # its standard deviation, white minus black being 1
-    distractors: tuple[int, int] = (1, 4)  # blobs, bars and strokes, both ends included
+    texture_contrast: Range = (0.02, 0.05)  # its standard deviation, white minus black being 1
+    distractors: tuple[int, int] = (1, 3)  # blobs, bars and strokes, both ends included
     distractor_opacity: Range = (0.3, 0.7)
     # The sensor.
     noise: float = 0.02  # standard deviation, drawn anew for each frame
