@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from app.vjepa.config import PretrainConfig
-from src.models.registry import backbone, create_encoder, create_predictor
+from src.models.loading import build_encoder
+from src.models.registry import backbone, create_predictor
 from src.utils.checkpoint import load, load_state_dict_strict, save_atomic, strip_prefixes
 from src.utils.errors import UserError
 from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
@@ -33,12 +34,7 @@ def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
         "tubelet_size": data.tubelet_size,
         "uniform_power": model.uniform_power,
     }
-    options = {"drop_path_rate": model.drop_path_rate}
-    if backbone(model.model_name).mixer == "mamba":
-        options |= {"pos_embed": model.pos_embed, "bidirectional": model.bidirectional}
-    else:
-        options |= {"use_sdpa": cfg.meta.use_sdpa}
-    encoder = create_encoder(model.model_name, **shape, **options)
+    encoder = build_encoder(cfg.model_dump())
     options = {"use_sdpa": cfg.meta.use_sdpa} if backbone(model.pred_model_name).mixer == "attention" else {}
     predictor = create_predictor(
         model.pred_model_name,

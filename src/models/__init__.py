@@ -1,1 +1,5 @@
 """Backbones, predictor and probe head."""
+
+from src.models.loading import load_encoder
+
+__all__ = ["load_encoder"]

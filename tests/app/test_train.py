@@ -21,6 +21,7 @@ from app.vjepa.utils import (
     make_target_encoder,
 )
 from src.datasets.motion import write_motion
+from src.models import load_encoder
 from src.models.registry import BACKBONES
 from src.utils.checkpoint import load
 from src.utils.errors import UserError
@@ -219,6 +220,16 @@ def test_checkpoint_has_v_jepas_keys_and_its_files(lists, tmp_path):
     assert "predictor_blocks.0.attn.qkv.weight" in state["predictor"]
     assert {p.name for p in tmp_path.iterdir()} >= {"jepa-e1.pth.tar", "jepa-e2.pth.tar", "params-pretrain.yaml"}
     assert (tmp_path / "jepa_r0.csv").exists()
+
+
+def test_the_checkpoint_s_encoder_in_one_call(lists, tmp_path):
+    main(config(lists, tmp_path))
+    encoder = load_encoder(tmp_path / "jepa-latest.pth.tar")
+    assert not encoder.training
+    assert_same(encoder.state_dict(), load(tmp_path / "jepa-latest.pth.tar")["target_encoder"])
+    assert encoder(torch.randn(1, 3, 4, 32, 32)).shape == (1, 32, 192)
+    with pytest.raises(UserError, match="has no teacher"):
+        load_encoder(tmp_path / "jepa-latest.pth.tar", key="teacher")
 
 
 def test_a_finished_run_is_not_trained_again_and_never_overwritten(lists, tmp_path):

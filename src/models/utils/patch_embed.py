@@ -16,8 +16,8 @@ class PatchEmbed3D(nn.Module):
         super().__init__()
         size = (tubelet_size, patch_size, patch_size)
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=size, stride=size)
-        # Unit-variance pixels give unit-variance tokens, as strong as the sin-cos positions (variance 1/2). PyTorch's own
-        # initialisation is a third of that variance, and positions then dominate what the encoder sees.
+        # Unit-variance pixels give unit-variance tokens, beside sin-cos positions of variance 1/2. With PyTorch's own
+        # initialisation, a third of that variance, positions dominate what the encoder sees.
         nn.init.normal_(self.proj.weight, std=self.proj.weight[0].numel() ** -0.5)
         nn.init.zeros_(self.proj.bias)
 
