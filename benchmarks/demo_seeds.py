@@ -21,7 +21,7 @@ def run(seed: int, runs: Path) -> tuple[dict, float]:
     folder = runs / f"vm_tiny_seed{seed}"
     commands = (
         ["app.main", "--fname", "configs/pretrain/vm_tiny.yaml", f"meta.seed={seed}", f"logging.folder={folder}"],
-        ["evals.main", "--fname", "configs/evals/vm_tiny_motion.yaml", f"pretrain.folder={folder}", f"seed={seed}"],
+        ["evals.main", "--fname", "configs/evals/vm_tiny_motion.yaml", f"pretrain.folder={folder}"],
     )
     start = time.monotonic()
     for command in commands:
@@ -43,7 +43,7 @@ def main() -> None:
         for seed in args.seeds:
             results, minutes = run(seed, args.runs)
             for score in results["scores"]:
-                row = [seed, score["encoder"], score["probe"], score["accuracy"], *score["interval"], results["chance"]]
+                row = [seed, score["row"], score["probe"], score["accuracy"], *score["ci95"], results["chance"]]
                 writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row] + [f"{minutes:.1f}"])
             file.flush()
 
