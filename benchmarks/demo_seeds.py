@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo_seeds --seeds 234 235 236 --out docs/results/demo_seeds.csv
 
-Each seed pretrains and probes through the demo's own commands, in its own folder; what is there already is not run again.
+Each seed pretrains and probes through the demo's own commands, in its own folder; a finished one is not run again.
 """
 
 from __future__ import annotations
