@@ -14,7 +14,7 @@ import numpy as np
 from evals import judges, report
 from evals.config import ProbeConfig
 from evals.features import CachedSource, FeatureTable, digest, list_digest, module_digest
-from evals.frozen_encoder import ClipAggregation, Loaded, load_encoders
+from evals.frozen_encoder import ClipAggregation, Loaded, load_encoders, require_checkpoint
 from evals.listing import Listing, check_labels, draw_subset, hold_out, read_listing
 from evals.probe import ProbeOutcome, train_probe
 from evals.report import Score
@@ -33,6 +33,7 @@ class Evaluation:
     def __init__(self, cfg: ProbeConfig, task: Task, resume: bool) -> None:
         self.cfg, self.task, self.resume = cfg, task, resume
         self.process = current()
+        require_checkpoint(cfg.checkpoint_path())  # before anything is written beside it
         self.name = cfg.tag or cfg.eval_name
         self.prefix = cfg.pretrain.write_tag  # of the files, as in V-JEPA
         self.folder = cfg.output_folder()

@@ -33,6 +33,14 @@ class Loaded(NamedTuple):
     settings: dict[str, Any]
 
 
+def require_checkpoint(path: Path) -> None:
+    """Raise UserError if there is no checkpoint at `path`."""
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such checkpoint: set pretrain.folder and pretrain.checkpoint, or pretrain it first"
+        )
+
+
 def load_encoders(pretrain: PretrainedConfig, resolution: int, seed: int, with_random: bool) -> dict[str, Loaded]:
     """The checkpoint's encoder as 'pretrained' and, if asked for, its twin as 'random', as it was before training.
 
@@ -43,10 +51,7 @@ def load_encoders(pretrain: PretrainedConfig, resolution: int, seed: int, with_r
         UserError: no such checkpoint or key in it, weights that do not fit, a YAML that contradicts the checkpoint.
     """
     path = Path(pretrain.folder) / pretrain.checkpoint
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such checkpoint: set pretrain.folder and pretrain.checkpoint, or pretrain it first"
-        )
+    require_checkpoint(path)
     state = checkpoint.load(path)
     key = pretrain.checkpoint_key
     if not isinstance(state.get(key), dict):

@@ -170,17 +170,32 @@ class ModelConfig(Section):
     pred_depth: int = Field(12, gt=0, description="blocks of the predictor")
     pred_embed_dim: int = Field(384, gt=0, description="width of the predictor")
     pred_num_heads: int | None = Field(
-        None, gt=0, description="(added) heads of an attention predictor; unset: as V-JEPA"
+        None, gt=0, description="(added) heads of an attention predictor; unset: 64 channels a head"
     )
     pred_token_order: Literal["raster", "concat"] = Field(
         "raster", description="(added) order of context and mask tokens in the predictor; concat: masks last, V-JEPA's"
     )
     uniform_power: bool = Field(False, description="split the sin-cos position evenly between time, height and width")
-    use_mask_tokens: bool = Field(False, description="learned mask tokens; false: noised targets stand in for them")
+    use_mask_tokens: bool = Field(False, description="learned mask tokens; false, V-JEPA's noised targets, is refused")
     zero_init_mask_tokens: bool = Field(True, description="start mask tokens at zero")
-    pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) positions of the encoder")
+    pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) positions of a videomamba encoder")
     bidirectional: bool = Field(True, description="(added) scan both ways in Mamba blocks")
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="(added) stochastic depth of the encoder")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelConfig:
+        from src.models.registry import backbone  # imports torch, which takes seconds: not for --help
+
+        if backbone(self.model_name).mixer == "attention":
+            for key, only in (("pos_embed", "sincos"), ("bidirectional", True)):
+                if getattr(self, key) != only:
+                    raise ValueError(
+                        f"model.{key}={getattr(self, key)} means nothing for {self.model_name}: "
+                        "only videomamba encoders take it"
+                    )
+        if self.pred_num_heads is not None and backbone(self.pred_model_name).mixer == "mamba":
+            raise ValueError(f"model.pred_num_heads means nothing for {self.pred_model_name}: it has no attention")
+        return self
 
 
 class OptimizationConfig(Section):

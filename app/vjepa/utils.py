@@ -21,6 +21,7 @@ from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
 # Never decayed besides biases and norms: A_log is 2-D, so "decay all matrices" would catch it and drag every time
 # constant of the state space towards one.
 NO_DECAY_NAMES = ("A_log", "A_b_log", "D", "D_b", "mask_tokens", "cls_token", "pos_embed", "temporal_pos_embedding")
+_FROM_CONFIG = ("lr_scale", "WD_exclude", "betas", "eps")  # of an optimizer's group; the schedules set the others
 
 
 def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
@@ -178,8 +179,8 @@ def save_checkpoint(run: Run, cfg: PretrainConfig, loss: float, world_size: int)
 def load_checkpoint(path: Path, run: Run) -> None:
     """Bring a run back to where `save_checkpoint` left it.
 
-    V-JEPA's own checkpoints load too; they know the epoch only. Raises UserError, naming the first parameter that does
-    not fit, for a checkpoint of another architecture.
+    The optimizer's settings (pred_lr_scale, betas, eps) are those of the run, not of the checkpoint, as are the
+    schedules. Raises UserError, naming the first parameter that does not fit, for a checkpoint of another architecture.
     """
     state = load(path)
     missing = [key for key in ("encoder", "predictor", "target_encoder", "opt", "epoch") if key not in state]
@@ -188,10 +189,13 @@ def load_checkpoint(path: Path, run: Run) -> None:
     modules = {"encoder": run.encoder, "predictor": run.predictor, "target_encoder": run.target_encoder}
     for name, module in modules.items():
         load_state_dict_strict(module, strip_prefixes(state[name]), f"{path}: {name}")
+    settings = [{key: group[key] for key in _FROM_CONFIG} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(state["opt"])
     except ValueError as error:
         raise UserError(f"{path}: opt: {error}") from None
+    for group, own in zip(run.optimizer.param_groups, settings, strict=True):
+        group.update(own)
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     run.step = state.get("step", state["epoch"] * run.steps_per_epoch)

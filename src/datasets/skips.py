@@ -71,7 +71,7 @@ class SkipReport:
         """What to raise where not one sample was left."""
         path, reason = self._last
         return UserError(
-            f"none of the last videos could be used (of {self.attempts} so far failed: {self.summary()}); "
+            f"none of the last videos could be used, {self.failed} of {self.attempts} so far ({self.summary()}); "
             f"the last: {path}: {reason}"
         )
 

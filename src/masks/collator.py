@@ -53,7 +53,7 @@ class BaseMaskCollator:
             raise UserError(f"meta.seed must be 0 or more, got {seed}")
         self.grid = Grid.from_clip(crop_size, num_frames, patch_size, tubelet_size)
         self.seed, self.rank, self.next_step = seed, rank, 0
-        self.generators = [self.make_generator(cfg, f"mask[{index}]") for index, cfg in enumerate(cfgs_mask)]
+        self.generators = [self.make_generator(cfg, f"mask.{index}") for index, cfg in enumerate(cfgs_mask)]
 
     def make_generator(self, cfg: Mapping[str, Any], where: str) -> Generator:
         """Check one mask config (`where` names it in messages) and return its generator."""

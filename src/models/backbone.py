@@ -55,7 +55,7 @@ def attention_trunk(
 def mamba_trunk(
     dim: int, depth: int, drop_path_rate: float = 0.0, **mixer_options: object
 ) -> tuple[nn.ModuleList, nn.Module]:
-    """Mamba blocks and the final norm. Initialisation: see docs/decisions.md, 'dead gradients'."""
+    """Mamba blocks and the final norm. Initialisation: see docs/decisions.md, 'Initialisation of VideoMamba'."""
     rates = drop_rates(depth, drop_path_rate)
     blocks = nn.ModuleList(MambaBlock(dim, rate, **mixer_options) for rate in rates)
     return blocks, RMSNorm(dim, eps=1e-5)

@@ -96,9 +96,9 @@ def run_here(
         return print_keys(schemas())
     if args.fname is None:
         parser.error(f"--fname is missing: name a config, as {example}")
+    wait_without_spinning()  # before a model's name in the config makes the schema load torch
     name, config = load(args.fname, args.overrides)
     check_ready(config, args.fname)
-    wait_without_spinning()
     from src.utils.launch import run_local
 
     return run_local(target, args.devices, (name, config))

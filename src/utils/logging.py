@@ -71,7 +71,7 @@ def prepare_folder(folder: str | Path, key: str = "logging.folder") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # on another node a process of the same number may have been quicker
     except OSError as error:
         raise UserError(f"{key}: cannot write to {folder}: {error.strerror}; choose another with {key}=...") from None
     return folder

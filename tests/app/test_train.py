@@ -17,6 +17,7 @@ from app.vjepa.utils import (
     apply_schedule,
     init_opt,
     init_video_model,
+    load_checkpoint,
     make_schedule,
     make_target_encoder,
 )
@@ -247,6 +248,15 @@ def test_checkpoint_of_another_architecture_names_the_parameter(lists, tmp_path)
     main(config(lists, tmp_path))
     with pytest.raises(UserError, match=r"encoder: .*(blocks|layers|pos_embed)"):
         main(config(lists, tmp_path, model={"model_name": "vit_tiny"}), resume_preempt=True)
+
+
+def test_a_resumed_run_takes_the_optimizer_s_settings_from_its_config(lists, tmp_path):
+    main(config(lists, tmp_path))
+    run = build(config(lists, tmp_path, optimization={"pred_lr_scale": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}))
+    load_checkpoint(tmp_path / "jepa-latest.pth.tar", run)
+    groups = run.optimizer.param_groups
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 0.5, 0.5]
+    assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 for group in groups)
 
 
 def test_missing_checkpoint_is_an_error_when_named(lists, tmp_path):

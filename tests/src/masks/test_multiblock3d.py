@@ -228,7 +228,7 @@ def test_bad_masks_are_refused_in_one_line(change, message):
 
 
 def test_the_second_mask_is_named():
-    with pytest.raises(UserError, match=r"mask\[1\]"):
+    with pytest.raises(UserError, match=r"mask\.1"):
         collator([SHORT_RANGE, {**SHORT_RANGE, "num_blocks": -1}])
 
 
