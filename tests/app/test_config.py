@@ -101,7 +101,10 @@ def test_masks_as_the_collator_wants_them():
             "there is no model 'videomamba_tny'; models: videomamba_tiny, ",
         ),
         ("model.pred_model_name=resnet", "model.pred_model_name: there is no model 'resnet'; models: videomamba_tiny"),
-        ("model={model_name: vit_tiny, pos_embed: learned}", "model.pos_embed=learned means nothing for vit_tiny: only"),
+        (
+            "model={model_name: vit_tiny, pos_embed: learned}",
+            "model.pos_embed=learned means nothing for vit_tiny: only",
+        ),
         ("model={model_name: vit_tiny, bidirectional: false}", "model.bidirectional=False means nothing for vit_tiny"),
         (
             "model={model_name: vit_tiny, pred_model_name: videomamba_tiny, pred_num_heads: 3}",
