@@ -208,17 +208,17 @@ def test_fast_enough_for_a_loader():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spatial_scale": [1.0, 1.0], "aspect_ratio": [1.0, 1.0]}, r"mask\[0\].*leave no context; lower"),
-        ({"spatial_scale": [0.9, 0.9], "num_blocks": 60}, r"mask\[0\].*leave no context; lower"),
-        ({"spatial_scale": [0.001, 0.004]}, r"mask\[0\]\.spatial_scale.*leaves nothing to predict; raise"),
-        ({"spatial_scale": [0.5, 0.1]}, r"mask\[0\]\.spatial_scale must be a pair"),
-        ({"spatial_scale": 0.5}, r"mask\[0\]\.spatial_scale must be a pair"),
-        ({"temporal_scale": [0.0, 1.0]}, r"mask\[0\]\.temporal_scale must be a pair"),
-        ({"num_blocks": 0}, r"mask\[0\]\.num_blocks must be a whole number"),
-        ({"num_blocks": None}, r"mask\[0\]\.num_blocks is missing"),
-        ({"max_keep": 0}, r"mask\[0\]\.max_keep must be a whole number"),
-        ({"max_temporal_keep": 0.0}, r"mask\[0\]\.max_temporal_keep"),
-        ({"ratio": 0.5}, r"mask\[0\]\.ratio: .*no such key; it has num_blocks"),
+        ({"spatial_scale": [1.0, 1.0], "aspect_ratio": [1.0, 1.0]}, r"mask\.0.*leave no context; lower"),
+        ({"spatial_scale": [0.9, 0.9], "num_blocks": 60}, r"mask\.0.*leave no context; lower"),
+        ({"spatial_scale": [0.001, 0.004]}, r"mask\.0\.spatial_scale.*leaves nothing to predict; raise"),
+        ({"spatial_scale": [0.5, 0.1]}, r"mask\.0\.spatial_scale must be a pair"),
+        ({"spatial_scale": 0.5}, r"mask\.0\.spatial_scale must be a pair"),
+        ({"temporal_scale": [0.0, 1.0]}, r"mask\.0\.temporal_scale must be a pair"),
+        ({"num_blocks": 0}, r"mask\.0\.num_blocks must be a whole number"),
+        ({"num_blocks": None}, r"mask\.0\.num_blocks is missing"),
+        ({"max_keep": 0}, r"mask\.0\.max_keep must be a whole number"),
+        ({"max_temporal_keep": 0.0}, r"mask\.0\.max_temporal_keep"),
+        ({"ratio": 0.5}, r"mask\.0\.ratio: .*no such key; it has num_blocks"),
     ],
 )
 def test_bad_masks_are_refused_in_one_line(change, message):

@@ -84,12 +84,12 @@ def test_default_masks_nothing():
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({}, r"mask\[0\]\.ratio is missing"),
-        ({"ratio": 1.0}, r"mask\[0\]\.ratio is the share that is masked"),
-        ({"ratio": "half"}, r"mask\[0\]\.ratio is the share that is masked"),
-        ({"ratio": 0.999}, r"mask\[0\]\.ratio .*leaves no context; lower it"),
-        ({"ratio": 1e-9}, r"mask\[0\]\.ratio .*leaves nothing to predict; raise it"),
-        ({"ratio": 0.5, "num_blocks": 8}, r"mask\[0\]\.num_blocks: this mask type has no such key; it has ratio"),
+        ({}, r"mask\.0\.ratio is missing"),
+        ({"ratio": 1.0}, r"mask\.0\.ratio is the share that is masked"),
+        ({"ratio": "half"}, r"mask\.0\.ratio is the share that is masked"),
+        ({"ratio": 0.999}, r"mask\.0\.ratio .*leaves no context; lower it"),
+        ({"ratio": 1e-9}, r"mask\.0\.ratio .*leaves nothing to predict; raise it"),
+        ({"ratio": 0.5, "num_blocks": 8}, r"mask\.0\.num_blocks: this mask type has no such key; it has ratio"),
     ],
 )
 def test_bad_ratios(mask_type, cfg, message):
