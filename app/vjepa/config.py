@@ -193,8 +193,10 @@ class ModelConfig(Section):
                         f"model.{key}={getattr(self, key)} means nothing for {self.model_name}: "
                         "only videomamba encoders take it"
                     )
-        if self.pred_num_heads is not None and backbone(self.pred_model_name).mixer == "mamba":
-            raise ValueError(f"model.pred_num_heads means nothing for {self.pred_model_name}: it has no attention")
+        if self.pred_num_heads is not None:
+            if backbone(self.pred_model_name).mixer == "mamba":
+                raise ValueError(f"model.pred_num_heads means nothing for {self.pred_model_name}: it has no attention")
+            check_divisible("model.pred_embed_dim", self.pred_embed_dim, "model.pred_num_heads", self.pred_num_heads)
         return self
 
 

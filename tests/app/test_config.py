@@ -110,6 +110,7 @@ def test_masks_as_the_collator_wants_them():
             "model={model_name: vit_tiny, pred_model_name: videomamba_tiny, pred_num_heads: 3}",
             "model.pred_num_heads means nothing for videomamba_tiny: it has no attention",
         ),
+        ("model.pred_num_heads=7", "model.pred_embed_dim=96 is not divisible by model.pred_num_heads=7: use 91 or 98"),
         ("optimization.ema=[0.9, 1.1]", "optimization.ema=[0.9, 1.1] must lie in [0, 1]"),
         ("optimization.ema=0.9", "optimization.ema: expected a list, as in [a, b], got 0.9"),
         ("optimization.warmup=900", "optimization.warmup=900 is longer than optimization.epochs="),
