@@ -22,7 +22,7 @@ from evals.sources import ClipEncoder, LiveSource, cached_table
 from evals.task import Task, probe_settings
 from src.utils.config import save_config
 from src.utils.distributed import barrier, current, is_main
-from src.utils.logging import get_logger, prepare_folder
+from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
 
 logger = get_logger(__name__)
 
@@ -33,6 +33,7 @@ class Evaluation:
     def __init__(self, cfg: ProbeConfig, task: Task, resume: bool) -> None:
         self.cfg, self.task, self.resume = cfg, task, resume
         self.process = current()
+        quiet_other_ranks(self.process.rank)
         require_checkpoint(cfg.checkpoint_path())  # before anything is written beside it
         self.name = cfg.tag or cfg.eval_name
         self.prefix = cfg.pretrain.write_tag  # of the files, as in V-JEPA

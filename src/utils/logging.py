@@ -45,6 +45,7 @@ def get_logger(name: str = "", level: int = logging.INFO) -> logging.Logger:
         handler = _StderrHandler()
         handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
         root.addHandler(handler)
+        logging.getLogger("src").setLevel(level)  # src/ops and src/datasets log by the standard library alone
     logger = logging.getLogger(name)
     logger.setLevel(level)
     return logger

@@ -184,3 +184,11 @@ def test_rate_and_time_left_are_those_of_the_last_steps(monkeypatch):
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_parts_that_only_know_the_standard_library_are_heard():
+    code = "import logging\nfrom src.utils.logging import get_logger\nget_logger('app')\n"
+    code += "logging.getLogger('src.ops.x').info('backend cpu')\nlogging.getLogger('elsewhere').info('noise')\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("] backend cpu\n")
+    assert done.stderr.count("\n") == 1
