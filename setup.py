@@ -42,7 +42,6 @@ setup(
     extras_require={
         "test": ["pytest>=8.0", "ruff>=0.6"],
         "plot": ["matplotlib>=3.8"],
-        "timm": ["timm>=1.0"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     },
 )
