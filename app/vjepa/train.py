@@ -65,7 +65,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     quiet_other_ranks(rank)
     if device.type == "cpu":
         keep_freed_memory()
-    folder = prepare_folder(args.output_folder())
+    prepare_folder(args.output_folder())
     checkpoint = find_checkpoint(args, resume_preempt)
 
     encoder, predictor = init_video_model(args)
@@ -88,8 +88,6 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     loader.start_step = run.step * micro
     loader.total_steps = args.optimization.epochs * steps_per_epoch * micro
 
-    if rank == 0:
-        save_config(args, folder / "params-pretrain.yaml")
     describe(args, run, device)
     train(args, run, loader, resumed=checkpoint is not None)
 
@@ -144,12 +142,13 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     schedule = make_schedule(args, run.steps_per_epoch)
     csv = None
     if rank == 0:
+        save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
         resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
         csv = CSVLogger(args.output_folder() / f"{args.logging.write_tag}_r0.csv", *COLUMNS, resume_at=resume_at)
     # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
     read_every = args.logging.log_every if device.type == "cuda" else 1
     unread: list[torch.Tensor] = []
-    values, batches, start = [math.nan] * 6, iter(loader), time.perf_counter()
+    values, batches, start = [math.nan], iter(loader), time.perf_counter()
     with Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
         while run.step < total:
             group = list(islice(batches, args.optimization.accumulate_steps))
@@ -159,9 +158,10 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
             epoch_ends = run.step % run.steps_per_epoch == 0
             if run.step % read_every == 0 or epoch_ends:
                 values = read_numbers(args, run, unread, csv, time.perf_counter() - start)
-                unread, start = [], time.perf_counter()
-            if epoch_ends and rank == 0:
-                save_checkpoint(run, args, values[0], world_size)
+                unread = []
+                if epoch_ends and rank == 0:
+                    save_checkpoint(run, args, values[0], world_size)
+                start = time.perf_counter()  # a step's time is without the checkpoint before it
             progress.advance(sum(map(len, group)) * world_size, epoch=(run.step - 1) // run.steps_per_epoch + 1,
                              loss=values[0])  # fmt: skip
     if csv is not None:

@@ -237,10 +237,12 @@ def test_a_finished_run_is_not_trained_again_and_never_overwritten(lists, tmp_pa
     cfg = config(lists, tmp_path)
     main(cfg)
     before = (tmp_path / "jepa-latest.pth.tar").read_bytes()
+    config_before = (tmp_path / "params-pretrain.yaml").read_text()
     with pytest.raises(UserError, match="load_checkpoint=true"):
         main(cfg)
-    main(cfg, resume_preempt=True)
+    main(config(lists, tmp_path, optimization={"lr": 5e-3}), resume_preempt=True)
     assert (tmp_path / "jepa-latest.pth.tar").read_bytes() == before
+    assert (tmp_path / "params-pretrain.yaml").read_text() == config_before
     assert len(rows(tmp_path)) == 6
 
 
