@@ -28,6 +28,7 @@ class Process(NamedTuple):
 
 
 _state: dict[str, Process] = {}
+_control: dict[str, dist.ProcessGroup] = {}  # of GPU runs: a gloo group for what lies in host memory
 
 
 def default_device() -> torch.device:
@@ -88,6 +89,8 @@ def init_distributed(
         else:
             store = _meet(address, port, world_size, host_store and rank == 0, timeout)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, **bind)
+        if backend != "gloo":
+            _control["group"] = dist.new_group(backend="gloo", timeout=timeout)
     _state["process"] = process
     return process
 
@@ -105,6 +108,7 @@ def _meet(address: str, port: int, world_size: int, host: bool, timeout: datetim
 def shutdown() -> None:
     """Leave the run. Safe to call when there is nothing to leave."""
     _state.clear()
+    _control.clear()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -114,6 +118,15 @@ def barrier() -> None:
     process = current()
     if process.world_size > 1:
         dist.barrier(device_ids=[process.device.index] if process.device.type == "cuda" else None)
+
+
+def agree(*values: int) -> list[int]:
+    """The largest of each value over all processes, in host memory: no device has to be waited for."""
+    if current().world_size == 1:
+        return list(values)
+    largest = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_control.get("group"))
+    return largest.tolist()
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

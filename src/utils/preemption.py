@@ -1,0 +1,91 @@
+"""Asked to stop: a signal becomes a checkpoint at the next boundary between two steps, and an orderly end.
+
+A loop that can stop runs inside `listening()`. Between two steps every process calls `agreed()` and all get the same
+answer: the signal that any of them has received, or 0. Then the main process saves, and all raise `Preempted`, which
+the launcher turns into an exit code (src/utils/launch.py) or a requeued job (src/utils/job.py). Outside of `listening()`
+there is nothing to save, and the signals do what they always do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from src.utils.distributed import agree
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+_received: list[int] = []
+
+
+class Preempted(Exception):
+    """The run was asked to stop, has saved, and can be started again from there.
+
+    Attributes:
+        signum: the signal.
+    """
+
+    def __init__(self, signum: int, saved: str) -> None:
+        super().__init__(signum, saved)
+        self.signum, self.saved = signum, saved
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.signum).name}: {self.saved}"
+
+    @property
+    def exitcode(self) -> int:
+        """128 + signal, which shells and schedulers give to any process that a signal ends."""
+        return 128 + self.signum
+
+
+def _note(signum: int, _frame: object) -> None:
+    _received.append(signum)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Take note of the signals instead of dying of them. May be nested; does nothing outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGNALS[0]) is _note:
+        yield
+        return
+    _received.clear()
+    previous = {number: signal.signal(number, _note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _received.clear()
+
+
+def requested() -> int:
+    """The first signal that this process has received inside `listening()`, or 0."""
+    return _received[0] if _received else 0
+
+
+def agreed() -> int:
+    """The signal that any process has received, the same answer in every process; to be called by all, at one step."""
+    return agree(requested())[0]
+
+
+def shield_worker() -> None:
+    """Let a data worker outlive signals that are sent to all processes of a job: its trainer still needs it to save.
+
+    What its trainer itself sends ends it. Call it in the worker, before it has threads.
+    """
+    for number in SIGNALS[1:]:
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: who has sent a signal cannot be told
+        return
+    trainer = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="shield", daemon=True).start()
