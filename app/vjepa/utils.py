@@ -12,15 +12,13 @@ import torch
 from torch import nn
 
 from app.vjepa.config import PretrainConfig
+from src.models.decay import decays
 from src.models.loading import build_encoder
 from src.models.registry import backbone, create_predictor
 from src.utils.checkpoint import load, load_state_dict_strict, save_atomic, strip_prefixes
 from src.utils.errors import UserError
 from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
 
-# Never decayed besides biases and norms: A_log is 2-D, so "decay all matrices" would catch it and drag every time
-# constant of the state space towards one.
-NO_DECAY_NAMES = ("A_log", "A_b_log", "D", "D_b", "mask_tokens", "cls_token", "pos_embed", "temporal_pos_embedding")
 _FROM_CONFIG = ("lr_scale", "WD_exclude", "betas", "eps")  # of an optimizer's group; the schedules set the others
 
 
@@ -57,11 +55,6 @@ def make_target_encoder(encoder: nn.Module) -> nn.Module:
     """Copy of the encoder that only the EMA changes: no gradients, eval mode (no stochastic depth)."""
     target = copy.deepcopy(encoder).eval()
     return target.requires_grad_(False)
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: matrices and convolutions, but no A, D, bias, norm, token or position."""
-    return parameter.dim() > 1 and not any(part in NO_DECAY_NAMES for part in name.split("."))
 
 
 def init_opt(encoder: nn.Module, predictor: nn.Module, cfg: PretrainConfig) -> torch.optim.AdamW:

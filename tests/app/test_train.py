@@ -11,7 +11,6 @@ from app.vjepa.config import PretrainConfig
 from app.vjepa.objective import ema_update
 from app.vjepa.train import main, make_loader, train_step
 from app.vjepa.utils import (
-    NO_DECAY_NAMES,
     Run,
     Schedule,
     apply_schedule,
@@ -23,6 +22,7 @@ from app.vjepa.utils import (
 )
 from src.datasets.motion import write_motion
 from src.models import load_encoder
+from src.models.decay import NO_DECAY_NAMES
 from src.models.registry import BACKBONES
 from src.utils.checkpoint import load
 from src.utils.errors import UserError
