@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def resident(field: str) -> int:
 def measure(model: str, mode: str, frames: int, budget: float) -> dict[str, float]:
     """In this process: median seconds and peak bytes of one pass, after one untimed pass."""
     from src.models.registry import create_encoder
+    from src.ops.compiled import keep_freed_memory
 
+    keep_freed_memory()  # as training does, for both models
     encoder = create_encoder(model, img_size=224, num_frames=frames)
     clip = torch.randn(1, 3, frames, 224, 224)
 
@@ -67,7 +70,9 @@ def measure(model: str, mode: str, frames: int, budget: float) -> dict[str, floa
 
 def child(model: str, mode: str, frames: int, budget: float) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.length_sweep", "--child", model, mode, str(frames), str(budget)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # One thread per core for both models: where the system puts two on one core, the time is that of chance.
+    bound = {"OMP_PROC_BIND": "true", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=bound)
     if done.returncode:
         raise RuntimeError(f"{model} {mode} at {frames} frames ended with {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -18,12 +18,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+# Two threads that the system happens to leave on one core tell nothing about two threads. Read when torch is loaded.
+os.environ.setdefault("OMP_PROC_BIND", "true")
 
-from src.ops.compiled import keep_freed_memory
-from src.ops.selective_scan import Direction, selective_scan, selective_scan_bidirectional
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from src.ops.compiled import keep_freed_memory  # noqa: E402
+from src.ops.selective_scan import Direction, selective_scan, selective_scan_bidirectional  # noqa: E402
 
 Inputs = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-ABI = 4  # of csrc/args.h
+ABI = 5  # of csrc/args.h
 MISSING = "the compiled CPU kernels are missing: install a C++ compiler and run `pip install -e .` again"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ABSENT = [0, 0, 0, 0, 0]
@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL | None:
     for name in ("kernels_use_lanes", "scan_work_floats", "conv_work_floats"):
         function = getattr(lib, name)
         function.restype = ctypes.c_int64
-        function.argtypes = [ctypes.c_int64] * (3 if name == "scan_work_floats" else 1)
+        function.argtypes = [ctypes.c_int64] * (4 if name == "scan_work_floats" else 1)
     for name in ("scan_forward", "scan_backward", "conv_forward", "conv_backward", "norm_forward", "norm_backward"):
         function = getattr(lib, name)
         function.restype, function.argtypes = None, [ctypes.c_void_p]

@@ -54,7 +54,7 @@ def _header(u: Tensor, states: int, softplus: bool, reverse: bool) -> list[int]:
 
 
 def _workspace(header: list[int], backward: bool) -> Tensor:
-    size = need_library().scan_work_floats(header[4], _padded(header[3]), backward)
+    size = need_library().scan_work_floats(header[4], _padded(header[3]), header[1], backward)
     return torch.empty(header[7], size, dtype=torch.float32)
 
 

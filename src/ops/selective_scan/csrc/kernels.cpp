@@ -66,7 +66,7 @@ namespace {
 
 struct Kernels {
     int64_t lanes, conv_block;
-    int64_t (*scan_work)(int64_t, int64_t, bool);
+    int64_t (*scan_work)(int64_t, int64_t, int64_t, bool);
     void (*scan_tasks)(const ScanArgs&, int64_t, int64_t, int64_t, bool);
     void (*scan_reduce_block)(const ScanArgs&, int64_t);
     int64_t (*conv_work)(int64_t);
@@ -126,8 +126,9 @@ int64_t kernels_use_lanes(int64_t most) {
     return active->lanes;
 }
 
-int64_t scan_work_floats(int64_t tile, int64_t padded_states, int64_t backward) {
-    return (active->scan_work(tile, padded_states, backward != 0) + 15) / 16 * 16;
+int64_t scan_work_floats(int64_t tile, int64_t padded_states, int64_t channels, int64_t backward) {
+    const int64_t blocks = (channels + active->lanes - 1) / active->lanes;
+    return (active->scan_work(tile, padded_states, blocks, backward != 0) + 15) / 16 * 16;
 }
 
 int64_t conv_work_floats(int64_t width) { return (active->conv_work(width) + 15) / 16 * 16; }

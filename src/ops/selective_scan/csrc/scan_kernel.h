@@ -1,11 +1,15 @@
-// The scan of one batch item over one block of LANES channels, forward and backward. Included after vec.h.
+// The scan of one batch item over some blocks of LANES channels, forward and backward. Included after vec.h.
 //
-// Lanes are channels; the states of a block live in registers, one vector per state. Time is cut into tiles. A tile's
-// inputs are first read into a small time-major buffer (any stride, type or direction), where the pointwise parts
-// (softplus, gate, skip) are done as well; padded states and channels are zero and add nothing.
+// Lanes are channels; the states of a block live in registers, one vector per state. Time is cut into tiles, and all
+// blocks pass one tile before any enters the next: memory is then walked through once, in order, however long the
+// sequence is, and B and C are read once for all blocks. A tile's inputs are first read into a small time-major buffer
+// (any stride, type or direction), where the pointwise parts (softplus, gate, skip) are done as well; padded states and
+// channels are zero and add nothing.
 
 struct Tile {  // views into one thread's workspace
-    float *u, *dt, *sig, *z, *add, *y, *g, *B, *C, *A2, *A, *D, *bias, *states, *decays, *dh, *dA;
+    float *u, *dt, *sig, *z, *add, *y, *g, *B, *C, *states, *decays, *dA;
+    float *slots;  // of every block, what outlives a tile: A, log2(e) A, the carried state (or its gradient), D, bias
+    float *A, *A2, *carry, *D, *bias;  // the slot of the block at work
     struct {
         const char* row;
         int64_t step;
@@ -13,13 +17,15 @@ struct Tile {  // views into one thread's workspace
     int reads, aheads;
 };
 
-static int64_t scan_work_size(int64_t tile, int64_t np, bool backward) {
+static int64_t scan_slot(int64_t np) { return 3 * np * LANES + 2 * LANES; }
+
+static int64_t scan_work_size(int64_t tile, int64_t np, int64_t blocks, bool backward) {
     const int64_t steps = tile * LANES, rows = np * LANES;
-    const int64_t forward = 5 * steps + 2 * tile * np + 3 * rows + 2 * LANES;
-    return backward ? forward + 2 * steps + (2 * tile + 1) * rows + 2 * rows : forward;
+    const int64_t forward = 5 * steps + 2 * tile * np + blocks * scan_slot(np);
+    return backward ? forward + 2 * steps + (2 * tile + 2) * rows : forward;
 }
 
-static Tile carve(float* work, int64_t tile, int64_t np, bool backward) {
+static Tile carve(float* work, int64_t tile, int64_t np, int64_t blocks, bool backward) {
     const int64_t steps = tile * LANES, rows = np * LANES;
     Tile w = {};
     auto take = [&](int64_t n) {
@@ -27,18 +33,24 @@ static Tile carve(float* work, int64_t tile, int64_t np, bool backward) {
         work += n;
         return p;
     };
-    w.A = take(rows), w.A2 = take(rows), w.states = take(rows), w.D = take(LANES), w.bias = take(LANES);
+    w.slots = take(blocks * scan_slot(np));
     w.u = take(steps), w.dt = take(steps), w.z = take(steps), w.add = take(steps), w.y = take(steps);
     w.B = take(tile * np), w.C = take(tile * np);
     if (backward) {
-        w.g = take(steps), w.sig = take(steps);
-        w.dh = take(rows), w.dA = take(rows);
+        w.g = take(steps), w.sig = take(steps), w.dA = take(rows);
         w.states = take((tile + 1) * rows), w.decays = take(tile * rows);
     }
     return w;
 }
 
+static void enter_block(int64_t block, int64_t np, Tile& w) {
+    const int64_t rows = np * LANES;
+    w.A = w.slots + block * scan_slot(np);
+    w.A2 = w.A + rows, w.carry = w.A2 + rows, w.D = w.carry + rows, w.bias = w.D + LANES;
+}
+
 static void load_constants(const ScanArgs& a, int64_t block, int64_t np, Tile& w) {
+    enter_block(block, np, w);
     for (int64_t j = 0; j < LANES; ++j) {
         const int64_t e = block * LANES + j;
         const bool in = e < a.channels;
@@ -64,17 +76,21 @@ static void look_ahead(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, 
     }
 }
 
-static Span load_tile(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, int64_t np, Tile& w) {
+// What all blocks share of a tile: B and C.
+static void load_states(const ScanArgs& a, int64_t b, int64_t t0, int64_t np, Tile& w) {
+    const int64_t steps = a.length - t0 < a.tile ? a.length - t0 : a.tile;
+    const Span s = {b, 0, a.states, t0, steps, a.length, a.reverse != 0};
+    read_tile(a.B, s, w.B, np);
+    read_tile(a.C, s, w.C, np);
+}
+
+static Span load_tile(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, Tile& w) {
     const int64_t left = a.channels - block * LANES, steps = a.length - t0 < a.tile ? a.length - t0 : a.tile;
-    Span s = {b, block * LANES, left < LANES ? left : LANES, t0, steps, a.length, a.reverse != 0};
+    const Span s = {b, block * LANES, left < LANES ? left : LANES, t0, steps, a.length, a.reverse != 0};
     read_tile(a.u, s, w.u, LANES);
     read_tile(a.delta, s, w.dt, LANES);
     if (a.z.data) read_tile(a.z, s, w.z, LANES);
     if (a.add.data) read_tile(a.add, s, w.add, LANES);
-    Span states = s;
-    states.row0 = 0, states.rows = a.states;
-    read_tile(a.B, states, w.B, np);
-    read_tile(a.C, states, w.C, np);
     if (a.bias || a.softplus) {
         const vf bias = load(w.bias);
         for (int64_t i = 0; i < steps * LANES; i += LANES) {
@@ -90,15 +106,43 @@ static Span load_tile(const ScanArgs& a, int64_t b, int64_t block, int64_t t0, i
     return s;
 }
 
+// One step of the recurrence for all states: h = 2^(dt A2) h + x B. NEAR as in exp2v.
+template <int NP, bool KEEP, bool READ, bool NEAR>
+INLINE void step(Tile& w, int64_t i, int64_t np_, vf dt, vf* h) {
+    const int64_t np = NP ? NP : np_;
+    const vf x = dt * load(w.u + i * LANES);
+    const float *Bi = w.B + i * np, *Ci = w.C + i * np;
+    vf y0 = {}, y1 = {};
+#pragma GCC unroll 16
+    for (int64_t n = 0; n < np; n += 2) {
+        const vf a0 = exp2v<NEAR>(dt * load(w.A2 + n * LANES)), a1 = exp2v<NEAR>(dt * load(w.A2 + (n + 1) * LANES));
+        if (KEEP) {
+            store(w.states + (i * np + n) * LANES, h[n]);
+            store(w.states + (i * np + n + 1) * LANES, h[n + 1]);
+            store(w.decays + (i * np + n) * LANES, a0);
+            store(w.decays + (i * np + n + 1) * LANES, a1);
+        }
+        h[n] = a0 * h[n] + x * splat(Bi[n]);
+        h[n + 1] = a1 * h[n + 1] + x * splat(Bi[n + 1]);
+        if (READ) {
+            y0 += h[n] * splat(Ci[n]);
+            y1 += h[n + 1] * splat(Ci[n + 1]);
+        }
+    }
+    if (READ) store(w.y + i * LANES, y0 + y1);
+}
+
 // The recurrence over one tile. KEEP stores the state before each step and each decay; READ leaves C.h in w.y.
 template <int NP, bool KEEP, bool READ>
 static void advance(Tile& w, int64_t steps, int64_t np_, float* carry) {
     const int64_t np = NP ? NP : np_;
-    vf h[NP ? NP : 64];
-    for (int64_t n = 0; n < np; ++n) h[n] = load(carry + n * LANES);
+    vf h[NP ? NP : 64], most = {};
+    for (int64_t n = 0; n < np; ++n) {
+        const vf rate = load(w.A2 + n * LANES), size = rate < vf{} ? -rate : rate;
+        h[n] = load(carry + n * LANES);
+        most = (size > most) | (size != size) ? size : most;  // a NaN stays
+    }
     for (int64_t i = 0; i < steps; ++i) {
-        const vf dt = load(w.dt + i * LANES), x = dt * load(w.u + i * LANES);
-        const float *Bi = w.B + i * np, *Ci = w.C + i * np;
         int k = 0;
         for (; k < w.reads; ++k) {
             __builtin_prefetch(w.ahead[k].row, 0, 2);
@@ -108,24 +152,11 @@ static void advance(Tile& w, int64_t steps, int64_t np_, float* carry) {
             __builtin_prefetch(w.ahead[k].row, 1, 2);
             w.ahead[k].row += w.ahead[k].step;
         }
-        vf y0 = {}, y1 = {};
-#pragma GCC unroll 16
-        for (int64_t n = 0; n < np; n += 2) {
-            const vf a0 = exp2v(dt * load(w.A2 + n * LANES)), a1 = exp2v(dt * load(w.A2 + (n + 1) * LANES));
-            if (KEEP) {
-                store(w.states + (i * np + n) * LANES, h[n]);
-                store(w.states + (i * np + n + 1) * LANES, h[n + 1]);
-                store(w.decays + (i * np + n) * LANES, a0);
-                store(w.decays + (i * np + n + 1) * LANES, a1);
-            }
-            h[n] = a0 * h[n] + x * splat(Bi[n]);
-            h[n + 1] = a1 * h[n + 1] + x * splat(Bi[n + 1]);
-            if (READ) {
-                y0 += h[n] * splat(Ci[n]);
-                y1 += h[n + 1] * splat(Ci[n + 1]);
-            }
-        }
-        if (READ) store(w.y + i * LANES, y0 + y1);
+        const vf dt = load(w.dt + i * LANES);
+        if (LANES < 16 && all_below(dt * most, NEAR_LIMIT))
+            step<NP, KEEP, READ, true>(w, i, np, dt, h);
+        else
+            step<NP, KEEP, READ, false>(w, i, np, dt, h);
     }
     if (KEEP)
         for (int64_t n = 0; n < np; ++n) store(w.states + (steps * np + n) * LANES, h[n]);
@@ -133,33 +164,36 @@ static void advance(Tile& w, int64_t steps, int64_t np_, float* carry) {
 }
 
 template <int NP>
-static void scan_forward(const ScanArgs& a, int64_t b, int64_t block, int64_t np_, Tile& w) {
+static void scan_forward(const ScanArgs& a, int64_t b, int64_t first, int64_t last, int64_t np_, Tile& w) {
     const int64_t np = NP ? NP : np_, rows = np * LANES;
     const int64_t blocks = (a.channels + LANES - 1) / LANES, tiles = (a.length + a.tile - 1) / a.tile;
-    load_constants(a, block, np, w);
-    memset(w.states, 0, rows * sizeof(float));
-    const vf D = load(w.D);
+    const Array *const inputs[] = {&a.u, &a.delta, &a.z, &a.add, nullptr}, *const outputs[] = {&a.out, nullptr};
     for (int64_t k = 0; k < tiles; ++k) {
-        if (k && a.checkpoints)
-            memcpy(a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, w.states, rows * sizeof(float));
-        const Span s = load_tile(a, b, block, k * a.tile, np, w);
-        const Array *const inputs[] = {&a.u, &a.delta, &a.z, &a.add, nullptr}, *const outputs[] = {&a.out, nullptr};
-        const bool last = k == tiles - 1;
-        w.aheads = 0;
-        look_ahead(a, b, block + last, last ? 0 : (k + 1) * a.tile, inputs, w);
-        w.reads = w.aheads;
-        look_ahead(a, b, block, k * a.tile, outputs, w);
-        advance<NP, false, true>(w, s.steps, np, w.states);
-        if (a.D)
-            for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + D * load(w.u + i));
-        if (a.add.data)
-            for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + load(w.add + i));
-        if (a.z.data)
-            for (int64_t i = 0; i < s.steps * LANES; i += LANES) {
-                const vf z = load(w.z + i);
-                store(w.y + i, load(w.y + i) * (z * sigmoid(z)));
-            }
-        write_tile(a.out, s, w.y, LANES);
+        load_states(a, b, k * a.tile, np, w);
+        for (int64_t block = first; block < last; ++block) {
+            enter_block(block, np, w);
+            if (!k) memset(w.carry, 0, rows * sizeof(float));
+            if (k && a.checkpoints)
+                memcpy(a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, w.carry, rows * sizeof(float));
+            const Span s = load_tile(a, b, block, k * a.tile, w);
+            const bool ends = block + 1 == last;
+            w.aheads = 0;
+            look_ahead(a, b, ends ? first : block + 1, (k + ends) * a.tile, inputs, w);
+            w.reads = w.aheads;
+            look_ahead(a, b, block, k * a.tile, outputs, w);
+            advance<NP, false, true>(w, s.steps, np, w.carry);
+            const vf D = load(w.D);
+            if (a.D)
+                for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + D * load(w.u + i));
+            if (a.add.data)
+                for (int64_t i = 0; i < s.steps * LANES; i += LANES) store(w.y + i, load(w.y + i) + load(w.add + i));
+            if (a.z.data)
+                for (int64_t i = 0; i < s.steps * LANES; i += LANES) {
+                    const vf z = load(w.z + i);
+                    store(w.y + i, load(w.y + i) * (z * sigmoid(z)));
+                }
+            write_tile(a.out, s, w.y, LANES);
+        }
     }
 }
 
@@ -170,7 +204,7 @@ static void retreat(const ScanArgs& a, const Span& s, int64_t np_, Tile& w, vf* 
     const int64_t np = NP ? NP : np_;
     const vf D = load(w.D);
     vf dh[NP ? NP : 64];
-    for (int64_t n = 0; n < np; ++n) dh[n] = load(w.dh + n * LANES);
+    for (int64_t n = 0; n < np; ++n) dh[n] = load(w.carry + n * LANES);
     vf sumD = {}, sumbias = {};
     for (int64_t i = s.steps - 1; i >= 0; --i) {
         const vf dt = load(w.dt + i * LANES), u = load(w.u + i * LANES), g = load(w.g + i * LANES), x = dt * u;
@@ -221,80 +255,87 @@ static void retreat(const ScanArgs& a, const Span& s, int64_t np_, Tile& w, vf* 
         store(w.dt + i * LANES, step);
     }
     *dD += sumD, *dbias += sumbias;
-    for (int64_t n = 0; n < np; ++n) store(w.dh + n * LANES, dh[n]);
+    for (int64_t n = 0; n < np; ++n) store(w.carry + n * LANES, dh[n]);
 }
 
 template <int NP>
-static void scan_backward(const ScanArgs& a, int64_t b, int64_t block, int64_t np_, Tile& w, float* gB, float* gC,
-                          bool assign) {
+static void scan_backward(const ScanArgs& a, int64_t b, int64_t first, int64_t last, int64_t np_, Tile& w, float* gB,
+                          float* gC) {
     const int64_t np = NP ? NP : np_, rows = np * LANES;
     const int64_t blocks = (a.channels + LANES - 1) / LANES, tiles = (a.length + a.tile - 1) / a.tile;
-    float* partial = a.partial + (b * blocks + block) * (rows + 2 * LANES);
-    load_constants(a, block, np, w);
-    memset(w.dh, 0, rows * sizeof(float));
-    memset(partial, 0, rows * sizeof(float));
-    const vf D = load(w.D);
-    vf dD = {}, dbias = {};
+    const Array *const inputs[] = {&a.u, &a.delta, &a.z, &a.add, &a.grad, nullptr};
+    const Array *const outputs[] = {&a.du, &a.ddelta, &a.dz, &a.dadd, nullptr};
     for (int64_t k = tiles - 1; k >= 0; --k) {
-        Span s = load_tile(a, b, block, k * a.tile, np, w);
-        read_tile(a.grad, s, w.g, LANES);
-        const Array *const inputs[] = {&a.u, &a.delta, &a.z, &a.add, &a.grad, nullptr};
-        const Array *const outputs[] = {&a.du, &a.ddelta, &a.dz, &a.dadd, nullptr};
-        w.aheads = 0;
-        look_ahead(a, b, block + !k, (k ? k - 1 : tiles - 1) * a.tile, inputs, w);
-        w.reads = w.aheads;
-        look_ahead(a, b, block, k * a.tile, outputs, w);
-        vf carry[64];  // the running state; its copies per step are what the way back needs
-        if (k)
-            memcpy(carry, a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, rows * sizeof(float));
-        else
-            memset(carry, 0, rows * sizeof(float));
-        if (a.z.data) {
-            advance<NP, true, true>(w, s.steps, np, (float*)carry);
-            for (int64_t i = 0; i < s.steps * LANES; i += LANES) {
-                const vf z = load(w.z + i), g = load(w.g + i), gate = sigmoid(z), silu = z * gate;
-                vf y = load(w.y + i) + D * load(w.u + i);
-                if (a.add.data) y += load(w.add + i);
-                store(w.z + i, a.y_to_dz ? y : g * y * (gate + silu * (splat(1.0f) - gate)));
-                store(w.g + i, g * silu);
+        load_states(a, b, k * a.tile, np, w);
+        for (int64_t block = first; block < last; ++block) {
+            enter_block(block, np, w);
+            float* partial = a.partial + (b * blocks + block) * (rows + 2 * LANES);
+            if (k == tiles - 1) {
+                memset(w.carry, 0, rows * sizeof(float));
+                memset(partial, 0, (rows + 2 * LANES) * sizeof(float));
             }
-            write_tile(a.dz, s, w.z, LANES);
-            if (a.dadd.data) write_tile(a.dadd, s, w.g, LANES);
-        } else {
-            advance<NP, true, false>(w, s.steps, np, (float*)carry);
+            const Span s = load_tile(a, b, block, k * a.tile, w);
+            read_tile(a.grad, s, w.g, LANES);
+            const bool ends = block + 1 == last;
+            w.aheads = 0;
+            look_ahead(a, b, ends ? first : block + 1, (k - ends) * a.tile, inputs, w);
+            w.reads = w.aheads;
+            look_ahead(a, b, block, k * a.tile, outputs, w);
+            vf carry[64];  // the running state; its copies per step are what the way back needs
+            if (k)
+                memcpy(carry, a.checkpoints + ((b * blocks + block) * (tiles - 1) + k - 1) * rows, rows * sizeof(float));
+            else
+                memset(carry, 0, rows * sizeof(float));
+            const vf D = load(w.D);
+            if (a.z.data) {
+                advance<NP, true, true>(w, s.steps, np, (float*)carry);
+                for (int64_t i = 0; i < s.steps * LANES; i += LANES) {
+                    const vf z = load(w.z + i), g = load(w.g + i), gate = sigmoid(z), silu = z * gate;
+                    vf y = load(w.y + i) + D * load(w.u + i);
+                    if (a.add.data) y += load(w.add + i);
+                    store(w.z + i, a.y_to_dz ? y : g * y * (gate + silu * (splat(1.0f) - gate)));
+                    store(w.g + i, g * silu);
+                }
+                write_tile(a.dz, s, w.z, LANES);
+                if (a.dadd.data) write_tile(a.dadd, s, w.g, LANES);
+            } else {
+                advance<NP, true, false>(w, s.steps, np, (float*)carry);
+            }
+            vf dD = loadu(partial + rows), dbias = loadu(partial + rows + LANES);
+            memset(w.dA, 0, rows * sizeof(float));
+            retreat<NP>(a, s, np, w, &dD, &dbias, gB, gC, block == first);
+            for (int64_t r = 0; r < rows; r += LANES) storeu(partial + r, loadu(partial + r) + load(w.dA + r));
+            storeu(partial + rows, dD);
+            storeu(partial + rows + LANES, dbias);
+            write_tile(a.du, s, w.u, LANES);
+            write_tile(a.ddelta, s, w.dt, LANES);
         }
-        memset(w.dA, 0, rows * sizeof(float));
-        retreat<NP>(a, s, np, w, &dD, &dbias, gB, gC, assign);
-        for (int64_t r = 0; r < rows; r += LANES) storeu(partial + r, loadu(partial + r) + load(w.dA + r));
-        write_tile(a.du, s, w.u, LANES);
-        write_tile(a.ddelta, s, w.dt, LANES);
     }
-    storeu(partial + rows, dD);
-    storeu(partial + rows + LANES, dbias);
 }
 
 // Tasks [first, last) of this thread; a task is (batch item, channel block), channel blocks running fastest. dB and dC
 // of a batch item are summed over blocks in place; a thread that enters in the middle of an item sums into its own slot.
 static void scan_tasks(const ScanArgs& a, int64_t first, int64_t last, int64_t thread, bool backward) {
     const int64_t np = (a.states + 3) / 4 * 4, blocks = (a.channels + LANES - 1) / LANES;
-    Tile w = carve(a.work + thread * a.work_size, a.tile, np, backward);
-    for (int64_t task = first; task < last; ++task) {
-        const int64_t b = task / blocks, block = task % blocks;
+    Tile w = carve(a.work + thread * a.work_size, a.tile, np, blocks, backward);
+    for (int64_t block = 0; block < blocks; ++block) load_constants(a, block, np, w);
+    for (int64_t task = first, next; task < last; task = next) {
+        const int64_t b = task / blocks, from = task % blocks;
+        next = (b + 1) * blocks < last ? (b + 1) * blocks : last;
+        const int64_t to = from + next - task;
         if (!backward) {
             if (np == 16)
-                scan_forward<16>(a, b, block, np, w);
+                scan_forward<16>(a, b, from, to, np, w);
             else
-                scan_forward<0>(a, b, block, np, w);
+                scan_forward<0>(a, b, from, to, np, w);
             continue;
         }
-        const bool own = b == first / blocks && first % blocks != 0;
-        float* gB = own ? a.extra + 2 * thread * a.length * np : a.gB + b * a.length * np;
-        float* gC = own ? gB + a.length * np : a.gC + b * a.length * np;
-        const bool assign = task == first || block == 0;
+        float* gB = from ? a.extra + 2 * thread * a.length * np : a.gB + b * a.length * np;
+        float* gC = from ? gB + a.length * np : a.gC + b * a.length * np;
         if (np == 16)
-            scan_backward<16>(a, b, block, np, w, gB, gC, assign);
+            scan_backward<16>(a, b, from, to, np, w, gB, gC);
         else
-            scan_backward<0>(a, b, block, np, w, gB, gC, assign);
+            scan_backward<0>(a, b, from, to, np, w, gB, gC);
     }
 }
 

@@ -14,15 +14,19 @@ INLINE void storeu(float* p, vf x) { *(vfu*)p = x; }
 INLINE vf splat(float x) { return x - vf{}; }
 
 // 2^x by 2^round(x) * p(x - round(x)), p(f) = 1 + f q(f) with q a minimax polynomial: relative error 2e-7, and for
-// small x the error is relative to x, so that decays close to 1 do not drift over long sequences.
+// small x the error is relative to x, so that decays close to 1 do not drift over long sequences. NEAR promises that
+// every |x| is below NEAR_LIMIT: then 2^round(x) is a normal number and is added to p's exponent in one step.
+const float NEAR_LIMIT = 125.0f;
+
+template <bool NEAR = false>
 INLINE vf exp2v(vf x) {
 #if LANES == 16
-    const __m512 f = _mm512_reduce_ps((__m512)x, 0x08);
-    const vf v = (vf)f;
+    const vf v = (vf)_mm512_reduce_ps((__m512)x, 0x08);
 #else
+    const vf low = x < splat(-152.0f) ? splat(-152.0f) : x, safe = NEAR ? x : low > splat(129.0f) ? splat(129.0f) : low;
     const vf magic = splat(12582912.0f);
-    const vf shifted = x + magic;
-    const vf v = x - (shifted - magic);
+    const vf shifted = safe + magic;
+    const vf v = safe - (shifted - magic);
 #endif
     vf p = splat(0.0013381302537320797f) * v + splat(0.009666368515385448f);
     p = p * v + splat(0.05550381013796457f);
@@ -32,10 +36,23 @@ INLINE vf exp2v(vf x) {
 #if LANES == 16
     return (vf)_mm512_scalef_ps((__m512)p, _mm512_roundscale_ps((__m512)x, 0x08));
 #else
-    const vf scaled = (vf)((vi)p + (((vi)shifted - (vi)magic) << 23));
-    const vf low = x < splat(-126.0f) ? vf{} : scaled;
-    const vf high = x >= splat(127.5f) ? splat(__builtin_inff()) : low;
-    return x != x ? x : high;
+    const vi k = (vi)shifted - (vi)magic;
+    if (NEAR) return (vf)((vi)p + (k << 23));
+    const vi half = k >> 1;  // in two factors, so that subnormal results round as they should
+    const vf scaled = p * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
+    return x != x ? x : scaled;
+#endif
+}
+
+// Whether |x| < limit in all lanes; false for NaN.
+INLINE bool all_below(vf x, float limit) {
+    const vi inside = (x < splat(limit)) & (x > splat(-limit));
+#if LANES == 8
+    return _mm256_movemask_ps((__m256)inside) == 0xff;
+#else
+    for (int j = 0; j < LANES; ++j)
+        if (!inside[j]) return false;
+    return true;
 #endif
 }
 
