@@ -38,10 +38,12 @@ setup(
         "webdataset>=0.2.86",
         "scikit-learn>=1.3",
         "rich>=13.0",
+        "safetensors>=0.4.3",
     ],
     extras_require={
         "test": ["pytest>=8.0", "ruff>=0.6"],
         "plot": ["matplotlib>=3.8"],
+        "timm": ["timm>=1.0.11"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     },
 )

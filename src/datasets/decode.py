@@ -20,8 +20,9 @@ import numpy as np
 from src.datasets.container import missing_bytes
 from src.datasets.faults import DecodeError, checked_indices, first_line
 from src.datasets.pyav_reader import PyAVVideo
+from src.datasets.video_stream import VideoStream
 
-__all__ = ["DECODERS", "DecodeError", "Video", "open_video", "read_frames"]
+__all__ = ["DECODERS", "DecodeError", "Video", "open_stream", "open_video", "read_frames"]
 
 DECODERS = ("auto", "decord", "pyav")
 
@@ -59,6 +60,12 @@ def read_frames(source: str | Path | bytes, indices: Sequence[int] | np.ndarray,
         return video.read(indices)
     finally:
         video.close()
+
+
+def open_stream(path: str | Path) -> VideoStream:
+    """Open a video of any length to read its frames one after another. Raises DecodeError."""
+    _check_source(path, str(path), allow_truncated=False)
+    return VideoStream(Path(path), str(path))
 
 
 def _check_source(source: str | Path | bytes, label: str, allow_truncated: bool) -> None:

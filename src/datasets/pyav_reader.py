@@ -8,10 +8,8 @@ counted. A reader holds the compressed file in memory.
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,25 +17,20 @@ from typing import Any
 import numpy as np
 
 from src.datasets.faults import DecodeError, checked_indices, first_line
+from src.datasets.pyav_file import PyAVFile
 
 # Frames of files without usable time stamps are kept while they are counted, up to this many bytes, to save a second
 # pass.
 _KEEP_BYTES = 128 * 2**20
 
 
-class PyAVVideo:
+class PyAVVideo(PyAVFile):
     """An open video (the protocol of src/datasets/decode.py)."""
 
     def __init__(self, source: str | Path | bytes, label: str, allow_truncated: bool) -> None:
-        import av
-
-        self._av, self._label, self._allow_truncated = av, label, allow_truncated
-        # What PyAV raises on damaged files beside its own errors: streams that come and go, numbers that make no sense.
-        self._errors = (av.FFmpegError, ValueError, IndexError, ArithmeticError, MemoryError)
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        super().__init__(source, label)
+        self._allow_truncated = allow_truncated
         try:
-            self._container = av.open(file, metadata_errors="ignore")
-            self._stream = self._video_stream()
             self._packets = [p for p in self._container.demux(self._stream) if p.size > 0]
         except self._errors as error:
             raise DecodeError(label, "unreadable", first_line(error)) from None
@@ -50,17 +43,6 @@ class PyAVVideo:
         self.n_frames = len(self._pts) if self._pts is not None else self._count()
         if self.n_frames == 0:
             raise DecodeError(label, "no_video", "holds no video frames")
-
-    def _video_stream(self) -> Any:
-        cover = self._av.stream.Disposition.attached_pic
-        streams = [s for s in self._container.streams.video if not s.disposition & cover]
-        if not streams:
-            raise DecodeError(self._label, "no_video", "has no video stream")
-        context = streams[0].codec_context
-        if context is None:
-            raise DecodeError(self._label, "no_video", "its video stream has no known codec")
-        context.thread_count, context.thread_type = 1, "NONE"
-        return streams[0]
 
     def _mean_rate(self) -> float:
         """Frames per second: measured where times are known, else what the file says, else 25."""
@@ -94,12 +76,6 @@ class PyAVVideo:
         except self._errors as error:
             raise DecodeError(self._label, "corrupt", first_line(error)) from None
 
-    def _sound(self, frames: Iterator[Any]) -> Iterator[Any]:
-        for frame in frames:
-            if frame.is_corrupt:
-                raise DecodeError(self._label, "corrupt", "a damaged frame")
-            yield frame
-
     def _count(self) -> int:
         count, size, kept = 0, 0, []
         try:
@@ -132,14 +108,14 @@ class PyAVVideo:
 
     def _read_by_count(self, order: list[int]) -> list[np.ndarray]:
         if self._kept is not None:
-            return list(self._to_rgb(self._kept[i] for i in order))
+            return list(map(self.converter(), (self._kept[i] for i in order)))
         chosen = set(order)
         frames = (f for i, f in enumerate(self._sound(self._decode(0))) if i in chosen)
-        return [f for _, f in zip(order, self._to_rgb(frames))]
+        return [f for _, f in zip(order, map(self.converter(), frames))]
 
     def _read_by_time(self, order: list[int], from_start: bool = False) -> list[np.ndarray]:
         targets = [self._pts[i] for i in order]
-        frames = list(self._to_rgb(self._at_times(targets, from_start)))
+        frames = list(map(self.converter(), self._at_times(targets, from_start)))
         if len(frames) != len(targets):
             raise DecodeError(self._label, "short", f"{len(targets)} frames asked for, {len(frames)} came")
         return frames
@@ -164,33 +140,6 @@ class PyAVVideo:
             else:
                 return
 
-    def _to_rgb(self, frames: Iterator[Any]) -> Iterator[np.ndarray]:
-        """(H, W, 3) arrays, all of the first one's size."""
-        converter, size, one_thread = self._av.video.reformatter.VideoReformatter(), None, _one_thread()
-        for frame in frames:
-            size = size or (frame.width, frame.height)
-            try:
-                plane = converter.reformat(frame, *size, "rgb24", **one_thread).planes[0]
-            except self._errors as error:
-                raise DecodeError(self._label, "corrupt", first_line(error)) from None
-            rows = np.frombuffer(plane, np.uint8).reshape(size[1], plane.line_size)
-            yield rows[:, : size[0] * 3].reshape(size[1], size[0], 3)
-
     def close(self) -> None:
         self._kept, self._packets = None, []
-        self._container.close()
-
-
-@cache
-def _one_thread() -> dict[str, int]:
-    """Arguments that keep PyAV's colour conversion in this thread, which before PyAV 17 it always was.
-
-    Starting threads for it takes 14 times as long as converting a frame of 64 pixels, and twice as long for 640 x 360.
-    """
-    import av
-
-    try:
-        av.video.reformatter.VideoReformatter().reformat(av.VideoFrame(16, 16, "yuv420p"), format="rgb24", threads=1)
-    except TypeError:
-        return {}
-    return {"threads": 1}
+        super().close()

@@ -4,35 +4,13 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from app.vjepa.config import PretrainConfig
-from app.vjepa.utils import init_video_model
 from evals.config import ImageProbeConfig, VideoProbeConfig
 from evals.image_classification_frozen import eval as image_eval
 from evals.video_classification_frozen import eval as video_eval
 from src.datasets.motion import SceneConfig, write_motion
-from src.utils.checkpoint import save_atomic
 from src.utils.errors import UserError
-
-
-def save_checkpoint(folder, scale):
-    cfg = PretrainConfig.model_validate(
-        {
-            "data": {"datasets": ["x.csv"], "batch_size": 4, "num_frames": 4, "crop_size": 32},
-            "logging": {"folder": str(folder)},
-            "mask": [{"num_blocks": 1, "spatial_scale": [0.5, 0.5]}],
-            "model": {"model_name": "vit_tiny", "pred_embed_dim": 48, "pred_depth": 1, "use_mask_tokens": True},
-            "optimization": {"epochs": 1, "lr": 1e-3},
-        }
-    )
-    encoder = init_video_model(cfg)[0]
-    with torch.no_grad():
-        for p in encoder.parameters():
-            p.mul_(scale)
-    state = {"target_encoder": encoder.state_dict(), "epoch": 1, "config": cfg.model_dump()}
-    save_atomic(state, folder / "jepa-latest.pth.tar")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +30,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def config(data, tmp_path):
-    save_checkpoint(tmp_path, 1.2)
+def config(data, tmp_path, save_checkpoint):
+    save_checkpoint(tmp_path)
     return {
         "eval_name": "video_classification_frozen",
         "tag": "t",
@@ -107,7 +85,7 @@ def test_video_evaluation_from_config_to_files(config, tmp_path, capsys):
     assert run(config)["scores"] == results["scores"]
 
 
-def test_cache_is_used_again_and_never_when_stale(config, tmp_path, caplog):
+def test_cache_is_used_again_and_never_when_stale(config, tmp_path, caplog, save_checkpoint):
     caplog.set_level(logging.INFO)
     config |= {"probes": ["knn"], "random_baseline": False}
 

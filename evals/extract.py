@@ -1,0 +1,98 @@
+"""`python -m evals.extract --checkpoint C --input video.mp4 --out features.safetensors`: features of whole videos.
+
+A video is read as a stream and encoded in overlapping windows, so memory does not grow with its length. A file of
+features holds, for each window: `features` (D,), or (N, D) with --per-token; `video`, an index into the list `videos`
+of its description; `frames`, the numbers of its frames; and `start_seconds`. Nothing here imports torch before it has
+to, so that most mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.utils.cli import wait_without_spinning
+from src.utils.errors import UserError, run_cli
+
+SUFFIXES = (".safetensors", ".npz")
+LISTS = (".csv", ".txt", ".npy")
+
+
+def find_videos(source: Path) -> list[Path]:
+    """The videos that --input names: one file, those of a list (`path label` lines), or those in a folder.
+
+    Raises:
+        UserError: there is no such file, or there are no videos in it.
+    """
+    from src.datasets.lists import read_list, resolve
+    from src.datasets.shards import VIDEO_SUFFIXES
+
+    if not source.exists():
+        raise UserError(f"--input {source}: no such file or folder")
+    if source.is_dir():
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower().lstrip(".") in VIDEO_SUFFIXES)
+        if not found:
+            raise UserError(f"--input {source}: the folder holds no videos ({', '.join(VIDEO_SUFFIXES)})")
+        return found
+    if source.suffix.lower() in LISTS:
+        return [Path(resolve(path, str(source.resolve().parent))) for path in read_list(source)[0]]
+    return [source]
+
+
+def check_output(out: Path) -> None:
+    """Raise UserError unless `out` is a name that can be written and is free."""
+    from src.utils.logging import prepare_folder
+
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"--out {out}: its name must end in {' or '.join(SUFFIXES)}")
+    if out.exists():
+        raise UserError(f"--out {out}: exists already; choose another name or remove it")
+    prepare_folder(out.parent, "--out")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evals.extract", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, or folder of an exported encoder")
+    parser.add_argument("--checkpoint-key", default="target_encoder", help="which weights of it (default: %(default)s)")
+    parser.add_argument("--input", type=Path, required=True, help="a video, a list of `path label` lines, or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="features.safetensors or features.npz")
+    parser.add_argument("--per-token", action="store_true", help="keep every token instead of their mean")
+    parser.add_argument("--frame-step", type=int, default=4, help="frames between two of a window (default: 4)")
+    parser.add_argument("--stride", type=int, help="frames between two windows' starts (default: half a window)")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows encoded at once (default: 8)")
+    parser.add_argument("--device", help="cuda:0 or cpu (default: the first GPU, else cpu)")
+    args = parser.parse_args(argv)
+    for name in ("frame_step", "stride", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    wait_without_spinning()  # before the list of videos makes us load torch
+    videos = find_videos(args.input)
+    check_output(args.out)
+
+    from evals.extraction import Extraction, extract
+    from src.models import load_encoder
+    from src.utils.devices import resolve_devices
+
+    (device, *_) = resolve_devices([args.device] if args.device else None)
+    encoder = load_encoder(args.checkpoint, args.checkpoint_key).to(device)
+    grid, num_frames = encoder.grid, encoder.grid.t * encoder.tubelet_size
+    how = Extraction(
+        num_frames=num_frames,
+        resolution=grid.h * encoder.patch_size,
+        frame_step=args.frame_step,
+        stride=args.stride or max(num_frames * args.frame_step // 2, 1),
+        per_token=args.per_token,
+        batch_size=args.batch_size,
+    )
+    file = extract(encoder, videos, args.out, how, device, str(args.checkpoint))
+    bad = file.about["unreadable"]
+    missing = f"; {len(bad)} of {len(videos)} videos could not be read" if bad else ""
+    print(f"{args.out}: {file.rows} windows of {len(videos) - len(bad)} videos{missing}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_cli(main)
