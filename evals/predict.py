@@ -6,17 +6,16 @@ Legend: B batch, C classes, G heads, M samples, V views.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from evals.features import FeatureBatch
 from evals.heads import HeadGrid
 from evals.probe_files import ProbeSettings
-from src.utils.distributed import current
+from src.utils.distributed import gather_objects
 
 
 class FeatureSource(Protocol):
@@ -72,13 +71,3 @@ def predict(
     if len(np.unique(ids_M)) != len(ids_M):
         raise AssertionError("a sample was counted twice")
     return ids_M[order], labels_M[order], predictions_GM[:, order], losses_GM[:, order]
-
-
-def gather_objects(mine: Any) -> list[Any]:
-    """One object from each process, in order of rank, on every process."""
-    world_size = current().world_size
-    if world_size == 1:
-        return [mine]
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, mine)
-    return parts

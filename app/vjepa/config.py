@@ -97,7 +97,16 @@ class LoggingConfig(Section):
     write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files of this run")
     log_every: int = Field(10, gt=0, description="(added) steps between two lines of the log")
     save_every_epochs: int | None = Field(
-        None, gt=0, description="(added) epochs between two checkpoints that are kept; unset: only the latest is"
+        None, gt=0, description="(added) epochs between two checkpoints that are kept; unset: only the latest two are"
+    )
+    save_every_minutes: float | None = Field(
+        15, gt=0, description="(added) minutes after which a checkpoint is written inside an epoch; null: never"
+    )
+    read_every: int | None = Field(
+        None,
+        gt=0,
+        description="(added) steps between two readings of loss and gradient norms, for which a GPU has to be waited "
+        "for; unset: log_every on a GPU, 1 on a CPU",
     )
 
 
@@ -181,6 +190,10 @@ class ModelConfig(Section):
     pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) positions of a videomamba encoder")
     bidirectional: bool = Field(True, description="(added) scan both ways in Mamba blocks")
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="(added) stochastic depth of the encoder")
+    use_activation_checkpointing: bool = Field(
+        False, description="(added) compute each block twice instead of keeping what it computed: less memory, slower"
+    )
+    compile_model: bool = Field(False, description="(added) torch.compile of the blocks")
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:

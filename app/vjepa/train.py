@@ -14,21 +14,20 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from app.vjepa.checkpoints import checkpoint_path, find_checkpoints, resume, save_checkpoint
 from app.vjepa.config import PretrainConfig
 from app.vjepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
+from app.vjepa.readout import COLUMNS, Taken, read_numbers
 from app.vjepa.transforms import make_transforms
 from app.vjepa.utils import (
     Run,
     Schedule,
     apply_schedule,
-    checkpoint_path,
-    find_checkpoint,
     init_opt,
     init_video_model,
-    load_checkpoint,
     make_schedule,
     make_target_encoder,
-    save_checkpoint,
+    spare_and_compile,
 )
 from src.datasets.batch import Batch
 from src.datasets.data_manager import Loader, init_data
@@ -38,40 +37,31 @@ from src.masks import create_mask_collator
 from src.ops.compiled import keep_freed_memory
 from src.utils.config import save_config
 from src.utils.csv_log import CSVLogger
-from src.utils.distributed import all_reduce_mean, current
-from src.utils.errors import UserError
+from src.utils.distributed import agree, barrier, current
 from src.utils.logging import Progress, get_logger, prepare_folder, quiet_other_ranks
+from src.utils.preemption import Preempted, listening, requested
 
 logger = get_logger(__name__)
-
-COLUMNS = (
-    ("%d", "epoch"),
-    ("%d", "itr"),
-    ("%.5f", "loss"),
-    ("%.5f", "loss-jepa"),
-    ("%.5f", "reg-loss"),
-    ("%.3e", "enc-grad-norm"),
-    ("%.3e", "pred-grad-norm"),
-    ("%d", "wall-time(ms)"),
-)
 
 
 def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     """Pretrain as `args` says, in this process; others may run beside it (src/utils/distributed.py).
 
-    Raises UserError for a folder, data or checkpoint that does not do, and when the loss is no longer finite.
+    Raises UserError for a folder, data or checkpoint that does not do, and when the loss is no longer finite; Preempted
+    when the run was asked to stop, and has saved.
     """
     rank, world_size, device = current()
     quiet_other_ranks(rank)
     if device.type == "cpu":
         keep_freed_memory()
     prepare_folder(args.output_folder())
-    checkpoint = find_checkpoint(args, resume_preempt)
+    checkpoints = find_checkpoints(args, resume_preempt)
 
     encoder, predictor = init_video_model(args)
     target_encoder = make_target_encoder(encoder)
     for module in (encoder, predictor, target_encoder):
         module.to(device)
+    spare_and_compile(args, encoder, predictor, target_encoder)
     optimizer = init_opt(encoder, predictor, args)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and args.meta.dtype == "float16")
     model: nn.Module = VideoJEPA(encoder, predictor)
@@ -81,15 +71,15 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     loader = make_loader(args, rank, world_size)
     micro = args.optimization.accumulate_steps
     steps_per_epoch = args.optimization.ipe or max(loader.steps_per_pass // micro, 1)
-    run = Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, run)
-        logger.info(f"resumed from {checkpoint} at step {run.step}")
-    loader.start_step = run.step * micro
+    samples_per_step = args.data.batch_size * micro * world_size
+    run = Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch, samples_per_step)
+    if checkpoints:
+        resume(args, run, checkpoints, world_size)
+    loader.start_step, loader.start_position = run.step * micro, run.samples
     loader.total_steps = args.optimization.epochs * steps_per_epoch * micro
 
     describe(args, run, device)
-    train(args, run, loader, resumed=checkpoint is not None)
+    train(args, run, loader, resumed=bool(checkpoints))
 
 
 def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
@@ -104,6 +94,8 @@ def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
         data.tubelet_size,
         seed=args.meta.seed,
         rank=rank,
+        world_size=world_size,
+        accumulate=args.optimization.accumulate_steps,
     )
     keys = ("dataset_type", "datasets", "datasets_weights", "batch_size", "num_clips", "num_frames", "sampling_rate")
     keys += ("clip_duration", "filter_short_videos", "filter_long_videos", "pad_truncated", "decoder", "allow_pipe")
@@ -133,37 +125,42 @@ def describe(args: PretrainConfig, run: Run, device: torch.device) -> None:
 
 
 def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None:
-    """Step until the last epoch is done; log every step, save every epoch."""
+    """Step until the last epoch is done; log every step, save every epoch, every few minutes and when asked to stop."""
     rank, world_size, device = current()
     total = args.optimization.epochs * run.steps_per_epoch
     if run.step >= total:
         logger.info(f"nothing to do: {checkpoint_path(args)} has all {total} steps; choose another logging.folder")
         return
-    schedule = make_schedule(args, run.steps_per_epoch)
-    csv = None
+    schedule, csv = make_schedule(args, run.steps_per_epoch), None
     if rank == 0:
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
         resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
         csv = CSVLogger(args.output_folder() / f"{args.logging.write_tag}_r0.csv", *COLUMNS, resume_at=resume_at)
     # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
-    read_every = args.logging.log_every if device.type == "cuda" else 1
-    unread: list[torch.Tensor] = []
+    read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
+    save_after = 60 * (args.logging.save_every_minutes or math.inf)
+    unread: list[Taken] = []
     values, batches, start = [math.nan], iter(loader), time.perf_counter()
-    with Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
+    saved = start
+    with listening(), Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
         while run.step < total:
             group = list(islice(batches, args.optimization.accumulate_steps))
-            torch.manual_seed(mix(args.meta.seed, rank, run.step))  # stochastic depth, the same after resuming
-            unread.append(train_step(args, run, group, schedule(run.step)))
+            unread.append(Taken(train_step(args, run, group, schedule(run.step)), [p for b in group for p in b.paths]))
             run.step += 1
-            epoch_ends = run.step % run.steps_per_epoch == 0
-            if run.step % read_every == 0 or epoch_ends:
+            run.samples += run.samples_per_step
+            stop, overdue = agree(requested(), time.perf_counter() - saved > save_after)
+            save = run.step % run.steps_per_epoch == 0 or overdue or stop
+            if save or run.step % read_every == 0:
                 values = read_numbers(args, run, unread, csv, time.perf_counter() - start)
                 unread = []
-                if epoch_ends and rank == 0:
+                if save and rank == 0:
                     save_checkpoint(run, args, values[0], world_size)
                 start = time.perf_counter()  # a step's time is without the checkpoint before it
-            progress.advance(sum(map(len, group)) * world_size, epoch=(run.step - 1) // run.steps_per_epoch + 1,
-                             loss=values[0])  # fmt: skip
+                saved = start if save else saved
+            progress.advance(run.samples_per_step, epoch=(run.step - 1) // run.steps_per_epoch + 1, loss=values[0])
+            if stop and run.step < total:
+                barrier()  # nobody leaves before all is on the disk
+                raise Preempted(stop, f"{checkpoint_path(args)} has all {run.step} steps so far")
     if csv is not None:
         csv.close()
         logger.info(f"done: {checkpoint_path(args)}")
@@ -174,11 +171,13 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
 
     Returns (5,) on the device: loss, its feature part, its variance part, gradient norms of encoder and predictor.
     """
-    device = current().device
+    rank, world_size, device = current()
     apply_schedule(run.optimizer, now)
     run.optimizer.zero_grad(set_to_none=True)
     parts = []
     for i, batch in enumerate(group):
+        # Stochastic depth: the same after resuming, and whichever process computes the batch.
+        torch.manual_seed(mix(args.meta.seed, batch.step * world_size + rank))
         batch = batch.to(device)
         clips = normalize(torch.cat(batch.clips))
         # With several clips of a video (num_clips > 1) each sample's masks serve all of its clips.
@@ -206,25 +205,3 @@ def autocast(args: PretrainConfig, device: torch.device) -> torch.autocast | nul
     if device.type != "cuda" or args.meta.dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, args.meta.dtype))
-
-
-def read_numbers(
-    args: PretrainConfig, run: Run, unread: list[torch.Tensor], csv: CSVLogger | None, seconds: float
-) -> list[float]:
-    """Write the rows of the steps just done, averaged over processes, and return the last one.
-
-    Raises UserError if a loss is not finite.
-    """
-    rows = all_reduce_mean(torch.stack(unread)).tolist()
-    for step, row in enumerate(rows, start=run.step - len(rows)):
-        epoch, itr = divmod(step, run.steps_per_epoch)
-        if csv is not None:
-            csv.log(epoch, itr, *row, seconds * 1000 / len(rows))
-        if not math.isfinite(row[0]):
-            latest = checkpoint_path(args)
-            kept = f"{latest} is from before" if latest.exists() else "nothing was saved yet"
-            raise UserError(
-                f"the loss is {row[0]} at epoch {epoch}, step {itr}: lower optimization.lr, or compute in "
-                f"meta.dtype=float32; {kept}"
-            )
-    return rows[-1]

@@ -1,25 +1,24 @@
-"""What pretraining builds and stores: models, optimizer, checkpoints."""
+"""What pretraining builds: models, optimizer, schedules."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from app.vjepa.config import PretrainConfig
 from src.models.decay import decays
 from src.models.loading import build_encoder
 from src.models.registry import backbone, create_predictor
-from src.utils.checkpoint import load, load_state_dict_strict, save_atomic, strip_prefixes
-from src.utils.errors import UserError
+from src.models.utils.attention import Block
+from src.models.utils.mamba import MambaBlock
 from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
-
-_FROM_CONFIG = ("lr_scale", "WD_exclude", "betas", "eps")  # of an optimizer's group; the schedules set the others
 
 
 def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
@@ -57,6 +56,19 @@ def make_target_encoder(encoder: nn.Module) -> nn.Module:
     return target.requires_grad_(False)
 
 
+def spare_and_compile(cfg: PretrainConfig, *modules: nn.Module) -> None:
+    """Do as model.use_activation_checkpointing and model.compile_model say, in place; names and results stay.
+
+    Block by block: what is kept for the backward pass is then the input of each, and all blocks of a trunk share what
+    is compiled once.
+    """
+    for block in (part for module in modules for part in module.modules() if isinstance(part, (Block, MambaBlock))):
+        if cfg.model.use_activation_checkpointing:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if cfg.model.compile_model:
+            block.compile(dynamic=True)  # the number of tokens changes from step to step
+
+
 def init_opt(encoder: nn.Module, predictor: nn.Module, cfg: PretrainConfig) -> torch.optim.AdamW:
     """AdamW with four groups: (encoder, predictor) x (decayed, not); `lr_scale` of the predictor's is pred_lr_scale."""
     o = cfg.optimization
@@ -72,7 +84,7 @@ def init_opt(encoder: nn.Module, predictor: nn.Module, cfg: PretrainConfig) -> t
 
 @dataclass
 class Run:
-    """What changes while training. `step` counts optimizer steps done."""
+    """What changes while training. `step` counts optimizer steps done, `samples` what all processes drew for them."""
 
     encoder: nn.Module
     predictor: nn.Module
@@ -81,7 +93,9 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     steps_per_epoch: int
+    samples_per_step: int
     step: int = 0
+    samples: int = 0
 
 
 class Schedule(NamedTuple):
@@ -117,78 +131,3 @@ def apply_schedule(optimizer: torch.optim.Optimizer, now: Schedule) -> None:
     for group in optimizer.param_groups:
         group["lr"] = now.lr * group["lr_scale"]
         group["weight_decay"] = 0.0 if group["WD_exclude"] else now.weight_decay
-
-
-def checkpoint_path(cfg: PretrainConfig, epoch: int | None = None) -> Path:
-    """`<tag>-latest.pth.tar`, or `<tag>-e<epoch>.pth.tar`, in the run's folder."""
-    name = "latest" if epoch is None else f"e{epoch}"
-    return cfg.output_folder() / f"{cfg.logging.write_tag}-{name}.pth.tar"
-
-
-def find_checkpoint(cfg: PretrainConfig, resume_preempt: bool) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh.
-
-    Raises UserError if the one asked for is missing, or if starting afresh would overwrite another run.
-    """
-    latest = checkpoint_path(cfg)
-    if cfg.meta.read_checkpoint is not None:
-        path = cfg.output_folder() / cfg.meta.read_checkpoint  # an absolute path stays what it is
-        if not path.exists():
-            raise UserError(f"meta.read_checkpoint: {path} does not exist")
-        return path
-    if cfg.meta.load_checkpoint or resume_preempt:
-        return latest if latest.exists() else None
-    if latest.exists():
-        raise UserError(
-            f"{latest} holds an earlier run: set meta.load_checkpoint=true to go on from it, "
-            "or choose another logging.folder to start afresh"
-        )
-    return None
-
-
-def save_checkpoint(run: Run, cfg: PretrainConfig, loss: float, world_size: int) -> None:
-    """Write V-JEPA's dictionary, and what exact resuming needs besides, atomically."""
-    epoch = run.step // run.steps_per_epoch
-    state = {
-        "encoder": run.encoder.state_dict(),
-        "predictor": run.predictor.state_dict(),
-        "target_encoder": run.target_encoder.state_dict(),
-        "opt": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "epoch": epoch,
-        "loss": loss,
-        "batch_size": cfg.data.batch_size,
-        "world_size": world_size,
-        "lr": cfg.optimization.lr,
-        "step": run.step,
-        "config": cfg.model_dump(mode="json"),
-    }
-    save_atomic(state, checkpoint_path(cfg))
-    every = cfg.logging.save_every_epochs
-    if every and epoch % every == 0:
-        save_atomic(state, checkpoint_path(cfg, epoch))
-
-
-def load_checkpoint(path: Path, run: Run) -> None:
-    """Bring a run back to where `save_checkpoint` left it.
-
-    The optimizer's settings (pred_lr_scale, betas, eps) are those of the run, not of the checkpoint, as are the
-    schedules. Raises UserError, naming the first parameter that does not fit, for a checkpoint of another architecture.
-    """
-    state = load(path)
-    missing = [key for key in ("encoder", "predictor", "target_encoder", "opt", "epoch") if key not in state]
-    if missing:
-        raise UserError(f"{path}: not a pretraining checkpoint: it has no {', '.join(missing)}")
-    modules = {"encoder": run.encoder, "predictor": run.predictor, "target_encoder": run.target_encoder}
-    for name, module in modules.items():
-        load_state_dict_strict(module, strip_prefixes(state[name]), f"{path}: {name}")
-    settings = [{key: group[key] for key in _FROM_CONFIG} for group in run.optimizer.param_groups]
-    try:
-        run.optimizer.load_state_dict(state["opt"])
-    except ValueError as error:
-        raise UserError(f"{path}: opt: {error}") from None
-    for group, own in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    if state.get("scaler"):
-        run.scaler.load_state_dict(state["scaler"])
-    run.step = state.get("step", state["epoch"] * run.steps_per_epoch)

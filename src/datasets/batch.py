@@ -33,6 +33,7 @@ class Fetched:
 
     samples: list[Sample]
     indices: list[int]
+    paths: list[str]
     step: int
     attempts: int
     skipped: list[Skipped]
@@ -48,7 +49,8 @@ class Batch:
         clip_indices: frame numbers int64 (B, T), one per clip.
         masks_enc, masks_pred: token indices int64 (B, K), one per mask config; empty without masks.
         indices: which sample of the data set each row is, int64 (B,).
-        step: the step the batch was drawn for.
+        paths: where each row comes from, for messages.
+        step: the step the batch was drawn for, counted in batches of this process.
         skipped: videos that failed while it was drawn.
         attempts: videos tried for it.
     """
@@ -59,6 +61,7 @@ class Batch:
     masks_enc: list[Tensor]
     masks_pred: list[Tensor]
     indices: Tensor
+    paths: list[str]
     step: int
     skipped: list[Skipped]
     attempts: int
@@ -106,6 +109,7 @@ class Collate:
             masks_enc=masks_enc,
             masks_pred=masks_pred,
             indices=torch.tensor(fetched.indices, dtype=torch.int64),
+            paths=fetched.paths,
             step=fetched.step,
             skipped=fetched.skipped,
             attempts=fetched.attempts,

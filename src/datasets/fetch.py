@@ -13,6 +13,7 @@ from src.datasets.batch import Fetched, Skipped
 from src.datasets.decode import DecodeError
 from src.datasets.samplers import Draw, DrawOrder
 from src.datasets.video_dataset import Sample
+from src.utils.preemption import shield_worker
 
 # Other videos tried in place of one that cannot be read.
 MAX_REPLACEMENTS = 5
@@ -79,7 +80,9 @@ class DrawDataset(Dataset):
         attempts = len(good) + len(skipped)
         if self._order is not None and good:
             good = [f if f is not None else good[i % len(good)] for i, f in enumerate(found)]
-        return Fetched([s for _, s in good], [i for i, _ in good], draws[0].step, attempts, skipped)
+        indices = [i for i, _ in good]
+        paths = [self._source.path(i) for i in indices]
+        return Fetched([s for _, s in good], indices, paths, draws[0].step, attempts, skipped)
 
     def _load(self, draw: Draw, skipped: list[Skipped]) -> tuple[int, Sample] | None:
         worker = get_worker_info()
@@ -104,6 +107,7 @@ class StartWorker:
         self._progress = progress
 
     def __call__(self, worker: int) -> None:
+        shield_worker()
         # OpenMP's threads do not survive a fork, and workers are the parallelism.
         torch.set_num_threads(1)
         self._progress.start(worker)

@@ -25,6 +25,8 @@ class Loader:
     many videos fail, and when the operating system ends a worker.
 
     Attributes:
+        start_position: place of start_step in the order of samples, where it is not start_step full steps; shards that
+            are streamed have no such place.
         skips: what was skipped so far.
     """
 
@@ -53,6 +55,7 @@ class Loader:
         if training and not isinstance(source, WebVideoStream):
             self._order = DrawOrder(source.sizes, weights, seed)
         self.start_step, self._total_steps = start_step, total_steps
+        self.start_position: int | None = None
         self._progress = Progress(max(num_workers, 1))
         self._evaluation_loader: DataLoader | None = None
 
@@ -133,6 +136,7 @@ class Loader:
             self._rank,
             self._world_size,
             self._seed,
+            self.start_position,
         )
 
     def _loader(self) -> DataLoader:

@@ -104,6 +104,7 @@ class TrainingSampler:
     """Batches of draws for the steps start_step .. total_steps - 1 of one rank.
 
     Step s of all ranks together draws positions [s * B * W, (s + 1) * B * W) of the order, each rank its own B of them.
+    A run that goes on with another B or W passes `start_position`, where it stands in the order at start_step.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class TrainingSampler:
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        start_position: int | None = None,
     ) -> None:
         self._order, self._batch_size, self._seed = order, batch_size, seed
+        self._offset = 0 if start_position is None else start_position - start_step * batch_size * world_size
         self._rank, self._world_size = rank, world_size
         self._start_step, self._total_steps = start_step, total_steps
 
@@ -125,7 +128,7 @@ class TrainingSampler:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in range(self._start_step, self._total_steps):
-            first = (step * self._world_size + self._rank) * self._batch_size
+            first = self._offset + (step * self._world_size + self._rank) * self._batch_size
             positions = range(first, first + self._batch_size)
             yield [Draw(self._order.index(p), step, mix(self._seed, 0, p)) for p in positions]
 

@@ -135,20 +135,21 @@ class WebVideoStream(IterableDataset):
     def _decode(self, raw: list[dict[str, Any]], step: int, faults: list[Skipped]) -> Fetched:
         skipped, attempts = list(faults), len(raw) + len(faults)
         faults.clear()
-        found: list[Sample | None] = []
+        found: list[tuple[str, Sample] | None] = []
         for place, sample in enumerate(raw):
+            name = f"{sample['__url__']}::{sample['__key__']}"
             try:
-                found.append(self._load(sample, mix(self._seed, 6, self._rank, step, place)))
+                found.append((name, self._load(sample, name, mix(self._seed, 6, self._rank, step, place))))
             except DecodeError as error:
                 skipped.append(Skipped(error.path, error.kind, error.reason))
                 found.append(None)
         good = [f for f in found if f is not None]
         if self._training and good:
             good = [f if f is not None else good[i % len(good)] for i, f in enumerate(found)]
-        return Fetched(good, [-1] * len(good), step, attempts, skipped)
+        names = [name for name, _ in good]
+        return Fetched([s for _, s in good], [-1] * len(good), names, step, attempts, skipped)
 
-    def _load(self, sample: dict[str, Any], seed: int) -> Sample:
-        name = f"{sample['__url__']}::{sample['__key__']}"
+    def _load(self, sample: dict[str, Any], name: str, seed: int) -> Sample:
         video = next((sample[s] for s in VIDEO_SUFFIXES if s in sample), None)
         if video is None:
             raise DecodeError(name, "no_video", "has no video")

@@ -23,9 +23,11 @@ class MaskCollator(BaseMaskCollator):
         return partial(clip_rows, self.grid, kept)
 
 
-def clip_rows(grid: Grid, kept: int, batch_size: int, key: tuple[int, ...], rank: int) -> tuple[np.ndarray, np.ndarray]:
+def clip_rows(
+    grid: Grid, kept: int, batch_size: int, key: tuple[int, ...], place: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Context of `kept` rows (B, T * kept * W) and targets of all others, ascending token indices."""
-    rows = pick(np.ones((batch_size, grid.height), dtype=bool), kept, generator(*key, rank))
+    rows = pick(np.ones((batch_size, grid.height), dtype=bool), kept, generator(*key, place))
     masked_BH = np.ones((batch_size, grid.height), dtype=bool)
     np.put_along_axis(masked_BH, rows, False, axis=1)
     masked = np.repeat(masked_BH, grid.width, axis=1)

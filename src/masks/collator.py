@@ -13,15 +13,16 @@ from torch.utils.data import default_collate
 from src.masks.utils import Grid
 from src.utils.errors import UserError
 
-# (batch size, key of the draw, rank) -> context (B, K), targets (B, M), int64 token indices
+# (batch size, key of the draw, place of the batch in its step) -> context (B, K), targets (B, M), int64 token indices
 Generator = Callable[[int, tuple[int, ...], int], tuple[np.ndarray, np.ndarray]]
 
 
 class BaseMaskCollator:
     """Collates samples and draws, per mask config, which tokens are context and which are targets.
 
-    The masks are a function of (seed, step, rank) and the batch size: workers, their number and resuming do not change
-    them. Subclasses build one generator per config in `make_generator`.
+    The masks are a function of the seed, the optimizer step, the batch's place among those of the step, and the batch
+    size: workers and resuming do not change them, nor whether the batches of a step are computed side by side or one
+    after another. Subclasses build one generator per config in `make_generator`.
 
     Args:
         cfgs_mask: one dict per mask; each gives one context and one target tensor.
@@ -30,7 +31,8 @@ class BaseMaskCollator:
         patch_size: pixels, a side or (height, width).
         tubelet_size: frames per token.
         seed: of the run.
-        rank: of the process; ranks draw different masks of the same kind.
+        rank, world_size: this process, and how many there are.
+        accumulate: batches of a process that make one optimizer step.
 
     Raises:
         UserError: a clip that does not divide into tokens, or a mask that can leave no context or no target.
@@ -46,13 +48,17 @@ class BaseMaskCollator:
         seed: int = 0,
         *,
         rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
     ) -> None:
         if not cfgs_mask:
             raise UserError("mask: the list is empty; give at least one mask")
         if seed < 0:
             raise UserError(f"meta.seed must be 0 or more, got {seed}")
         self.grid = Grid.from_clip(crop_size, num_frames, patch_size, tubelet_size)
-        self.seed, self.rank, self.next_step = seed, rank, 0
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not in a run of {world_size} processes")
+        self.seed, self.rank, self.world_size, self.accumulate, self.next_step = seed, rank, world_size, accumulate, 0
         self.generators = [self.make_generator(cfg, f"mask.{index}") for index, cfg in enumerate(cfgs_mask)]
 
     def make_generator(self, cfg: Mapping[str, Any], where: str) -> Generator:
@@ -60,10 +66,14 @@ class BaseMaskCollator:
         raise NotImplementedError
 
     def masks(self, batch_size: int, step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Context and targets of one step: two lists of int64 tensors (B, K_i), one per config, rows ascending."""
+        """Context and targets of the step-th batch of this process.
+
+        Two lists of int64 tensors (B, K_i), one per config, rows ascending.
+        """
+        optimizer_step, place = divmod(step * self.world_size + self.rank, self.accumulate * self.world_size)
         masks_enc, masks_pred = [], []
         for index, generate in enumerate(self.generators):
-            context_BK, target_BM = generate(batch_size, (self.seed, step, index), self.rank)
+            context_BK, target_BM = generate(batch_size, (self.seed, optimizer_step, index), place)
             masks_enc.append(torch.from_numpy(context_BK))
             masks_pred.append(torch.from_numpy(target_BM))
         return masks_enc, masks_pred

@@ -34,7 +34,7 @@ EQUALIZE = ("matched", "random", "tail")
 POOL = 16  # candidates per sample when matching
 MAX_SIZES, MAX_POOLS = 16, 64  # draws of a block size, and of candidates of that size, before giving up
 TRIAL_BATCH = 16
-SHARED = 0  # first key of the draws that all ranks have in common; a rank's own draws use 1 + rank
+SHARED = 0  # last key of the draws that all batches of a step have in common; a batch's own use 1 + its place
 
 
 class MaskCollator(BaseMaskCollator):
@@ -110,13 +110,13 @@ class MultiBlock3D:
             )
         self(TRIAL_BATCH, (0,), 0)  # a mask that leaves no context fails here, not in the middle of a run
 
-    def __call__(self, batch_size: int, key: tuple[int, ...], rank: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, batch_size: int, key: tuple[int, ...], place: int) -> tuple[np.ndarray, np.ndarray]:
         """Context (B, K) and targets (B, M): ascending int64 token indices, disjoint in each row.
 
-        The size of the blocks, and the size of the masks when they are matched, is common to all ranks: it is what a
-        step costs, and the slowest rank sets the pace.
+        The size of the blocks, and the size of the masks when they are matched, is common to all batches of a step: it
+        is what they cost, and the slowest process sets the pace.
         """
-        shared, own = generator(*key, SHARED), generator(*key, 1 + rank)
+        shared, own = generator(*key, SHARED), generator(*key, 1 + place)
         context_BU, tubes = self._draw_contexts(batch_size, shared, own)
         tokens_per_unit = self.grid.duration if tubes else 1
         num_context = context_BU.sum(axis=1)

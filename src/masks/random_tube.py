@@ -21,10 +21,10 @@ class MaskCollator(BaseMaskCollator):
 
 
 def random_tubes(
-    grid: Grid, kept: int, batch_size: int, key: tuple[int, ...], rank: int
+    grid: Grid, kept: int, batch_size: int, key: tuple[int, ...], place: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Context of `kept` tubes (B, T * kept) and targets (B, T * (H*W - kept)), ascending token indices."""
-    context = pick(np.ones((batch_size, grid.area), dtype=bool), kept, generator(*key, rank))
+    context = pick(np.ones((batch_size, grid.area), dtype=bool), kept, generator(*key, place))
     masked = np.ones((batch_size, grid.area), dtype=bool)
     np.put_along_axis(masked, context, False, axis=1)
     target = pick(masked, grid.area - kept, None)

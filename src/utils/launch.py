@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -12,17 +13,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from src.utils.devices import resolve_devices, share_cores
-from src.utils.distributed import in_torchrun, init_distributed, shutdown
+from src.utils.distributed import LostError, in_torchrun, init_distributed, naming_the_lost, shutdown
 from src.utils.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from src.utils.preemption import Preempted
 
 _SETTLE_S = 0.3  # after a first failure, time for the others to report theirs, so that the earliest can be told
 _GRACE_S = 10.0  # between asking a process to end and killing it
+_DUMP_S = 2.0  # for a process that does not end to write where it is
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
@@ -35,7 +38,8 @@ def run_local(target: Callable[..., None], devices: Sequence[str] | None, args: 
         args: picklable arguments.
 
     Returns:
-        The exit code: 0, or that of the first process that failed, whose traceback is then on stderr.
+        The exit code: 0, or that of the first process that failed, whose traceback is then on stderr; 128 + signal of
+        a run that was asked to stop.
 
     Raises:
         UserError: the first failure was one, or the devices do not exist.
@@ -48,9 +52,17 @@ def run_local(target: Callable[..., None], devices: Sequence[str] | None, args: 
     init_distributed(device=resolved[0])
     try:
         target(*args)
+    except Preempted as stop:
+        return _stopped(stop)
     finally:
         shutdown()
     return 0
+
+
+def _stopped(stop: Preempted) -> int:
+    """Say that a run was asked to stop, and where it is. Returns the exit code."""
+    print(stop, file=sys.stderr, flush=True)
+    return stop.exitcode
 
 
 def _run_in_torchrun(target: Callable[..., None], devices: Sequence[str] | None, args: Sequence[Any]) -> int:
@@ -65,7 +77,11 @@ def _run_in_torchrun(target: Callable[..., None], devices: Sequence[str] | None,
         )
     init_distributed(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device=resolved[local_rank])
     share_cores(resolved[local_rank], local_size)
-    target(*args)
+    try:
+        with naming_the_lost():
+            target(*args)
+    except Preempted as stop:
+        return _stopped(stop)
     shutdown()
     return 0
 
@@ -76,7 +92,7 @@ class _Report(NamedTuple):
     when: float  # time.monotonic() is one clock for all processes of a machine
     exitcode: int
     text: str
-    is_user_error: bool = False
+    kind: Literal["bug", "user", "stopped", "lost"] = "bug"
 
 
 class _Failure(NamedTuple):
@@ -98,11 +114,13 @@ def _process_main(
 ) -> None:
     """Body of a started process: join the others, run, and tell the parent what went wrong."""
     _end_with_parent()
+    faulthandler.enable()  # see _stop
     try:
         try:
             share_cores(devices[rank], len(devices))
             init_distributed(rank, len(devices), port, devices[rank], host_store=False)
-            target(*args)
+            with naming_the_lost():
+                target(*args)
             shutdown()
         except BaseException as error:
             # The parent shows it: shown here, it would mix with its consequences in the other processes.
@@ -111,7 +129,7 @@ def _process_main(
     except SystemExit as end:
         # Not the interpreter's own way out: threads of a broken process group can hang it or make it abort.
         for worker in multiprocessing.active_children():
-            worker.terminate()
+            worker.kill()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(end.code or 0))
@@ -121,7 +139,11 @@ def _report(error: BaseException) -> _Report:
     """What to tell the parent about an exception that ended this process."""
     now = time.monotonic()
     if isinstance(error, UserError):
-        return _Report(now, EXIT_USER_ERROR, str(error), is_user_error=True)
+        return _Report(now, EXIT_USER_ERROR, str(error), "user")
+    if isinstance(error, Preempted):
+        return _Report(now, error.exitcode, str(error), "stopped")
+    if isinstance(error, LostError):
+        return _Report(now, 1, str(error), "lost")
     if isinstance(error, KeyboardInterrupt):
         return _Report(now, EXIT_INTERRUPTED, "")
     if isinstance(error, SystemExit):
@@ -159,7 +181,7 @@ def _run_processes(target: Callable[..., None], devices: list[torch.device], arg
                 process.start()
             failure = _wait(processes, receivers)
         finally:
-            _stop(processes)
+            _stop(processes, explain=not received)
     if failure is None:
         return 0
     return _explain(failure, devices, received)
@@ -191,8 +213,11 @@ def _wait(processes: list[Any], receivers: list[tuple[Any, Any]]) -> _Failure | 
 def _explain(failure: _Failure, devices: list[torch.device], received: list[int]) -> int:
     """Show the first failure. Returns the exit code; raises UserError if it was one."""
     report = failure.report
-    if report and report.is_user_error:
+    if report and report.kind == "user":
         raise UserError(report.text)
+    if report and report.kind in ("stopped", "lost"):
+        print(report.text if report.kind == "stopped" else f"error: {report.text}", file=sys.stderr, flush=True)
+        return report.exitcode
     who = f"rank {failure.rank} of {len(devices)} ({devices[failure.rank]})"
     if report or failure.exitcode > 0:
         code = report.exitcode if report else failure.exitcode
@@ -212,8 +237,8 @@ def _explain(failure: _Failure, devices: list[torch.device], received: list[int]
     return 128 - failure.exitcode
 
 
-def _stop(processes: list[Any]) -> None:
-    """End what still runs: ask first, then kill."""
+def _stop(processes: list[Any], explain: bool) -> None:
+    """End what still runs: ask first, then kill. To `explain`, let a process that does not end write where it is."""
     started = [process for process in processes if process.pid is not None]
     for process in started:
         if process.is_alive():
@@ -221,6 +246,9 @@ def _stop(processes: list[Any]) -> None:
     deadline = time.monotonic() + _GRACE_S
     for process in started:
         process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive() and explain:
+            os.kill(process.pid, signal.SIGABRT)  # faulthandler shows what its threads are in
+            process.join(_DUMP_S)
         if process.is_alive():
             process.kill()
             process.join()

@@ -1,9 +1,9 @@
 """Asked to stop: a signal becomes a checkpoint at the next boundary between two steps, and an orderly end.
 
-A loop that can stop runs inside `listening()`. Between two steps every process calls `agreed()` and all get the same
-answer: the signal that any of them has received, or 0. Then the main process saves, and all raise `Preempted`, which
-the launcher turns into an exit code (src/utils/launch.py) or a requeued job (src/utils/job.py). Outside of `listening()`
-there is nothing to save, and the signals do what they always do.
+A loop that can stop runs inside `listening()`. Between two steps the processes tell each other what they `requested()`,
+and so all stop at the same one: the main process saves, and all raise `Preempted`, which the launcher turns into an
+exit code (src/utils/launch.py) or a requeued job (src/utils/job.py). Outside of `listening()` there is nothing to save,
+and the signals do what they always do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from src.utils.distributed import agree
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
@@ -62,13 +60,8 @@ def listening() -> Iterator[None]:
 
 
 def requested() -> int:
-    """The first signal that this process has received inside `listening()`, or 0."""
+    """The first signal that this process has received inside `listening()`, or 0; see `distributed.agree`."""
     return _received[0] if _received else 0
-
-
-def agreed() -> int:
-    """The signal that any process has received, the same answer in every process; to be called by all, at one step."""
-    return agree(requested())[0]
 
 
 def shield_worker() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.vjepa.checkpoints import load_checkpoint
 from app.vjepa.config import PretrainConfig
 from app.vjepa.objective import ema_update
 from app.vjepa.train import main, make_loader, train_step
@@ -16,7 +17,6 @@ from app.vjepa.utils import (
     apply_schedule,
     init_opt,
     init_video_model,
-    load_checkpoint,
     make_schedule,
     make_target_encoder,
 )
@@ -93,7 +93,8 @@ def build(cfg):
 
     model = VideoJEPA(encoder, predictor)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Run(encoder, predictor, make_target_encoder(encoder), model, init_opt(encoder, predictor, cfg), scaler, 3)
+    optimizer, target_encoder = init_opt(encoder, predictor, cfg), make_target_encoder(encoder)
+    return Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch=3, samples_per_step=2)
 
 
 def rows(folder):
@@ -255,7 +256,7 @@ def test_checkpoint_of_another_architecture_names_the_parameter(lists, tmp_path)
 def test_a_resumed_run_takes_the_optimizer_s_settings_from_its_config(lists, tmp_path):
     main(config(lists, tmp_path))
     run = build(config(lists, tmp_path, optimization={"pred_lr_scale": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}))
-    load_checkpoint(tmp_path / "jepa-latest.pth.tar", run)
+    load_checkpoint([tmp_path / "jepa-latest.pth.tar"], run)
     groups = run.optimizer.param_groups
     assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 0.5, 0.5]
     assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 for group in groups)

@@ -43,6 +43,15 @@ def test_ranks_share_the_draws_of_a_step_and_resuming_continues(weights):
     assert len(TrainingSampler(order, 6, 20, start_step=13)) == 7
 
 
+def test_another_number_of_processes_goes_on_at_the_same_sample():
+    order = DrawOrder([50], None, 1)
+    seen = [d.index for batch in TrainingSampler(order, 4, 5) for d in batch]
+    later = TrainingSampler(order, 3, 20, start_step=8, start_position=20)
+    seen += [d.index for batch in list(later)[:10] for d in batch]
+    assert sorted(seen) == list(range(50))
+    assert next(iter(later))[0].step == 8
+
+
 def test_weights_set_the_shares_and_nothing_repeats_within_a_data_sets_pass():
     order = DrawOrder([1000, 10], [3.0, 1.0], seed=0)
     indices = [order.index(p) for p in range(1800)]

@@ -174,11 +174,23 @@ def test_masks_depend_on_seed_and_step_only():
 
 
 def test_ranks_draw_different_masks_of_nearly_the_same_size():
-    ranks = [collator(rank=rank) for rank in range(2)]
+    ranks = [collator(rank=rank, world_size=2) for rank in range(2)]
     for step in range(20):
         (one, _), (other, _) = (masks.masks(BATCH, step)[0] for masks in ranks)
         assert one.shape != other.shape or not torch.equal(one, other)
         assert abs(one.shape[1] - other.shape[1]) <= 0.15 * 1568
+
+
+def test_batches_of_a_step_are_the_same_side_by_side_and_one_after_another():
+    alone = collator(accumulate=4)
+    for ranks, accumulate in ((2, 2), (4, 1)):
+        for rank in range(ranks):
+            beside = collator(rank=rank, world_size=ranks, accumulate=accumulate)
+            for batch in range(3 * accumulate):
+                ours, theirs = beside.masks(4, batch), alone.masks(4, batch * ranks + rank)
+                assert all(torch.equal(a, b) for a, b in zip(ours[0] + ours[1], theirs[0] + theirs[1]))
+    with pytest.raises(ValueError, match="rank 2 is not in a run of 2 processes"):
+        collator(rank=2, world_size=2)
 
 
 def test_collates_and_counts_steps_by_itself():

@@ -50,7 +50,8 @@ def test_every_place_is_kept_equally_often():
 
 def test_samples_steps_seeds_and_ranks_differ():
     def tubes(seed=0, rank=0, step=0):
-        return create_mask_collator("random_tube", [{"ratio": 0.5}], *SHAPE, seed=seed, rank=rank).masks(3, step)[0][0]
+        collator = create_mask_collator("random_tube", [{"ratio": 0.5}], *SHAPE, seed=seed, rank=rank, world_size=2)
+        return collator.masks(3, step)[0][0]
 
     assert torch.equal(tubes(), tubes())
     assert not torch.equal(tubes()[0], tubes()[1])

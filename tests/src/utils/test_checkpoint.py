@@ -5,11 +5,12 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from src.utils.checkpoint import load, load_state_dict_strict, save_atomic, strip_prefixes
+from src.utils.checkpoint import load, load_newest, load_state_dict_strict, save_atomic, strip_prefixes
 from src.utils.errors import UserError
 
 
@@ -57,6 +58,45 @@ def test_damaged_files(saved, tmp_path):
     assert refused(saved, b"path label\n") == "not a checkpoint"
     assert refused(tmp_path / "no.pth") == "no such checkpoint"
     assert refused(tmp_path) == "checkpoint cannot be read: Is a directory"
+
+
+def test_whatever_byte_is_damaged_no_tensor_changes_unnoticed(saved):
+    """torch's checksums and the archive's own structure leave no gap that matters."""
+    whole, state = saved.read_bytes(), load(saved)
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for at in rng.choice(len(whole), 150, replace=False):
+        saved.write_bytes(whole[:at] + bytes([whole[at] ^ rng.integers(1, 256)]) + whole[at + 1 :])
+        try:
+            after = load(saved)
+        except UserError:
+            noticed += 1
+            continue
+        assert after["epoch"] == state["epoch"]
+        assert torch.equal(after["encoder"]["w"], state["encoder"]["w"])
+        assert torch.equal(after["opt"]["state"][0], state["opt"]["state"][0])
+    assert noticed > 50
+
+
+def test_two_are_kept_and_the_newest_whole_one_is_read(tmp_path, caplog):
+    latest, previous = tmp_path / "x-latest.pth.tar", tmp_path / "x-previous.pth.tar"
+    for step in (1, 2, 3):
+        (tmp_path / f".{latest.name}.{step}.tmp").write_bytes(b"by a process that was killed while it wrote")
+        save_atomic({"step": step}, latest, previous)
+        assert load_newest([latest, previous]) == ({"step": step}, latest)
+    assert sorted(tmp_path.iterdir()) == [latest, previous]
+    whole = latest.read_bytes()
+    for damage, said in ((lambda: latest.write_bytes(whole[:-9]), "truncated checkpoint"), (latest.unlink, "no such")):
+        damage()
+        caplog.clear()
+        assert load_newest([latest, previous]) == ({"step": 2}, previous)
+        assert caplog.messages[0].startswith(f"{latest}: {said}")
+        assert caplog.messages[0].endswith(f"; going back to {previous}")
+    previous.write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"x-latest.*no such checkpoint; .*x-previous.*empty: no good checkpoint is left"
+    ):
+        load_newest([latest, previous])
 
 
 def test_code_is_refused_and_not_run(tmp_path, monkeypatch):

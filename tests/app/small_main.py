@@ -1,0 +1,45 @@
+"""`app.main` with backbones two blocks deep, and a fault where FAULT="kind rank step ..." asks for one.
+
+The processes that it starts import this module too, and so have the same fault. A step is counted from 0 and is hit
+before it is taken; the fault is in a run's own process, as it would be there.
+"""
+
+import os
+import shutil
+import signal
+import time
+
+from app.vjepa import train
+from src.models.registry import BACKBONES
+from src.utils import launch
+from src.utils.distributed import current
+from src.utils.errors import run_cli
+
+launch._GRACE_S = 1.0
+for _name, _row in list(BACKBONES.items()):
+    BACKBONES[_name] = _row._replace(depth=2)
+
+_train_step = train.train_step
+
+
+def faulty(args, run, group, now):
+    """train_step, after or with the fault."""
+    kind, rank, step = os.environ["FAULT"].split()
+    hit = (current().rank, run.step) == (int(rank), int(step))
+    if hit and kind == "hang":
+        time.sleep(600)
+    elif hit and kind == "folder":
+        shutil.rmtree(args.output_folder())
+    elif hit and kind.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, kind))
+    numbers = _train_step(args, run, group, now)
+    return numbers * float("nan") if hit and kind == "nan" else numbers
+
+
+if "FAULT" in os.environ:
+    train.train_step = faulty
+
+if __name__ == "__main__":
+    from app.main import main
+
+    run_cli(main)
