@@ -15,8 +15,9 @@ def main() -> int:
         "app.main_distributed",
         "Pretrain on a SLURM cluster: one job per YAML, nodes and tasks_per_node from the YAML.",
         EXAMPLE,
-        scaffold.load,
+        scaffold.check,
         scaffold.main,
+        folder_key="logging.folder",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, Any]:
         UserError: anything wrong with the file or the overrides.
     """
     raw = read_mapping(path)
-    overridden = apply_overrides(raw, overrides)
+    return check(raw, str(path), apply_overrides(raw, overrides))
+
+
+def check(raw: dict[str, Any], source: str, overridden: Set[str] = frozenset()) -> tuple[str, Any]:
+    """As `load`, of a mapping that is already read; `overridden` holds the keys that a command line set in it."""
     name = raw.get("app", "vjepa")
-    return name, from_dict(raw, schema_of(name, str(path)), str(path), overridden)
+    return name, from_dict(raw, schema_of(name, source), source, overridden)
 
 
 def main(app_name: str, args: Any, resume_preempt: bool = False) -> None:

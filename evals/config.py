@@ -142,6 +142,13 @@ class ProbeConfig(Section):
             return Path(self.folder)
         return Path(self.pretrain.folder) / self.eval_name / (self.tag or "")
 
+    def finished(self) -> bool:
+        """Whether there are results, and none older than the encoder that they judge."""
+        results, checkpoint = self.output_folder() / f"{self.pretrain.write_tag}-results.json", self.checkpoint_path()
+        if not results.exists() or not checkpoint.exists():
+            return False
+        return results.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
     def checkpoint_path(self) -> Path:
         """The checkpoint that holds the encoder."""
         return Path(self.pretrain.folder) / self.pretrain.checkpoint

@@ -15,8 +15,9 @@ def main() -> int:
         "evals.main_distributed",
         "Judge a pretrained encoder on a SLURM cluster: one job per YAML, nodes and tasks_per_node from the YAML.",
         EXAMPLE,
-        scaffold.load,
+        scaffold.check,
         scaffold.main,
+        folder_key="folder",
     )
 
 

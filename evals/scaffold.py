@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ProbeCon
         UserError: anything wrong with the file or the overrides.
     """
     raw = read_mapping(path)
-    overridden = apply_overrides(raw, overrides)
+    return check(raw, str(path), apply_overrides(raw, overrides))
+
+
+def check(raw: dict[str, Any], source: str, overridden: Set[str] = frozenset()) -> tuple[str, ProbeConfig]:
+    """As `load`, of a mapping that is already read; `overridden` holds the keys that a command line set in it."""
     name = raw.get("eval_name")
-    return str(name), from_dict(raw, schema_of(name, str(path)), str(path), overridden)
+    return str(name), from_dict(raw, schema_of(name, source), source, overridden)
 
 
 def main(eval_name: str, args_eval: Any, resume_preempt: bool = False) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from app.vjepa.status import read_status
 from src.utils.config import Section
 from src.utils.fields import (
     DatasetType,
@@ -290,6 +291,10 @@ class PretrainConfig(Section):
 
     def output_folder(self) -> Path:
         return Path(self.logging.folder)
+
+    def finished(self) -> bool:
+        status = read_status(self.output_folder())
+        return status.state == "finished" and status.epochs == self.optimization.epochs
 
     def not_ready(self) -> str | None:
         if self.data.datasets and all(self.data.datasets):

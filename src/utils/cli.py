@@ -13,8 +13,10 @@ from typing import Any, NoReturn
 
 from src.utils.config import Section, check_ready, did_you_mean, key_table
 from src.utils.errors import UserError
+from src.utils.yaml_io import apply_overrides, read_mapping
 
 Load = Callable[[str, Sequence[str]], tuple[str, Section]]
+Check = Callable[..., tuple[str, Section]]  # (raw, source, overridden)
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,15 +120,57 @@ def print_keys(schemas: dict[str, type[Section]]) -> int:
     return 0
 
 
-def run_on_cluster(module: str, description: str, example: str, load: Load, target: Callable[..., Any]) -> int:
+def run_on_cluster(
+    module: str, description: str, example: str, check: Check, target: Callable[..., Any], folder_key: str
+) -> int:
     """`python -m app.main_distributed` and the same for evals: jobs through submitit.
 
-    The arguments are those of `run_here`. Returns the exit code.
+    Args:
+        module, description, example, target: as `run_here`.
+        check: (mapping, source, overridden keys) -> (name, config).
+        folder_key: the config's key that says where a run writes; a sweep sets it.
+
+    Returns:
+        The exit code.
     """
     parser = Parser(module, description)
     add_fname(parser, example)
+    _add_cluster_options(parser)
+    args = parser.parse(None)
+    for option in ("fname", "folder"):
+        if getattr(args, option) is None:
+            parser.error(f"--{option} is missing")
+    wait_without_spinning()  # the jobs inherit it
+    from src.utils.cluster import Resources, Run, submit
+    from src.utils.sweep import Planned, Record, plan
+
+    if args.batch_launch:
+        planned, place = plan(args.fname, check, folder_key)
+    else:
+        planned, place = [Planned(args.fname, read_mapping(args.fname))], None
+        if "base" in planned[0].raw:
+            parser.error(f"{args.fname} is a sweep: pass --batch-launch")
+    runs = []
+    for one in planned:
+        overridden = apply_overrides(one.raw, args.overrides)
+        for key in overridden & set(one.settings):
+            parser.error(f"{key} is what the runs of {args.fname} differ in: change it there")
+        name, config = check(one.raw, one.source, overridden)
+        check_ready(config, one.source)
+        runs.append(Run(one, name, config))
+    sweep = None
+    if place is not None:
+        sweep = Record(place, args.fname, [(run.planned, run.config.output_folder()) for run in runs])
+    resources = Resources(**{field: getattr(args, field) for field in Resources.__dataclass_fields__})
+    return submit(target, runs, resources, dry_run=args.dry_run, sweep=sweep)
+
+
+def _add_cluster_options(parser: Parser) -> None:
+    """Everything but --fname; destinations are the fields of `Resources`."""
     parser.add_argument("--folder", metavar="DIR", help="folder for the jobs' own logs, seen by every node (required)")
-    parser.add_argument("--batch-launch", action="store_true", help="FILE is a list of YAMLs: submit one job for each")
+    parser.add_argument(
+        "--batch-launch", action="store_true", help="FILE is a list of YAMLs, or a sweep: submit a job for each run"
+    )
     parser.add_argument(
         "--cluster",
         choices=["slurm", "local", "debug"],
@@ -138,9 +182,21 @@ def run_on_cluster(module: str, description: str, example: str, load: Load, targ
     parser.add_argument("--qos", help="quality of service")
     parser.add_argument("--constraint", help="features that the nodes must have")
     parser.add_argument("--exclude", help="nodes not to use")
-    parser.add_argument("--time", type=int, default=4300, metavar="MINUTES", help="time limit, minutes (default 4300)")
+    parser.add_argument(
+        "--time", dest="minutes", type=_positive, default=4300, metavar="MINUTES", help="time limit (default 4300)"
+    )
+    parser.add_argument(
+        "--signal-delay",
+        dest="signal_delay_s",
+        type=_positive,
+        default=90,
+        metavar="SECONDS",
+        help="how long before the time limit a run saves and is queued again (default 90)",
+    )
     parser.add_argument("--mem-per-gpu", metavar="SIZE", help="memory per GPU, as 55G (default: the cluster's)")
-    parser.add_argument("--cpus-per-task", type=int, default=10, metavar="N", help="cores per process (default 10)")
+    parser.add_argument(
+        "--cpus-per-task", type=_positive, default=10, metavar="N", help="cores per process (default 10)"
+    )
     parser.add_argument(
         "--gpus-per-node",
         type=int,
@@ -148,45 +204,18 @@ def run_on_cluster(module: str, description: str, example: str, load: Load, targ
         help="GPUs per node (default: the YAML's tasks_per_node; 0: CPUs only)",
     )
     parser.add_argument(
+        "--parallel",
+        type=_positive,
+        metavar="N",
+        help="runs of a list or sweep at the same time (default: all on SLURM, 1 on this machine)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say what would be submitted, and stop"
     )
-    args = parser.parse(None)
-    for option in ("fname", "folder"):
-        if getattr(args, option) is None:
-            parser.error(f"--{option} is missing")
-    from src.utils.cluster import Resources, submit
-
-    files = config_list(args.fname) if args.batch_launch else [args.fname]
-    runs = []
-    for file in files:
-        name, config = load(file, args.overrides)
-        check_ready(config, file)
-        runs.append((file, name, config))
-    resources = Resources(
-        cluster=args.cluster,
-        folder=args.folder,
-        partition=args.partition,
-        account=args.account,
-        qos=args.qos,
-        constraint=args.constraint,
-        exclude=args.exclude,
-        minutes=args.time,
-        mem_per_gpu=args.mem_per_gpu,
-        cpus_per_task=args.cpus_per_task,
-        gpus_per_node=args.gpus_per_node,
-    )
-    return submit(target, runs, resources, dry_run=args.dry_run)
 
 
-def config_list(path: str) -> list[str]:
-    """The YAML files that a `--batch-launch` file lists.
-
-    Raises:
-        UserError: the file is not a list of names.
-    """
-    from src.utils.yaml_io import read_yaml
-
-    files = read_yaml(path)
-    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
-        raise UserError(f"{path}: --batch-launch wants a YAML list of config files ('- configs/pretrain/vm_tiny.yaml')")
-    return files
+def _positive(text: str) -> int:
+    """A whole number above 0, as argparse wants its types."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not '{text}'")
+    return int(text)

@@ -1,31 +1,41 @@
-"""Jobs on a SLURM cluster through submitit: what app and evals share. Local processes are in src/utils/launch.py."""
+"""Submit runs through submitit, to a SLURM cluster or for trying it on this machine. What a job does is in job.py."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import submitit
 import torch
-from submitit.helpers import DelayedSubmission
 
 from src.utils.config import Section
-from src.utils.distributed import init_distributed, shutdown
 from src.utils.errors import UserError
+from src.utils.job import Job
+from src.utils.local_jobs import run_in_turn
 from src.utils.logging import prepare_folder
+from src.utils.sweep import Planned, Record
+from src.utils.table import print_table
 
-Run = tuple[str, str, Section]  # file, name of the app or eval, config
+# submitit ends a job for good after so many time-outs (3 by default): a run ends by itself, when its epochs are done.
+_MOST_TIMEOUTS = 1000
 
-# Ports for the meeting of a job's processes, below the range that systems hand out to others.
-_FIRST_PORT, _PORTS = 20000, 12000
+
+class Run(NamedTuple):
+    """One checked config on its way to the cluster."""
+
+    planned: Planned
+    name: str  # of the app or eval
+    config: Section
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return self.planned.label or self.planned.source
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,17 @@ class Resources:
     constraint: str | None = None
     exclude: str | None = None
     minutes: int = 4300
+    signal_delay_s: int = 90
     mem_per_gpu: str | None = None
     cpus_per_task: int = 10
-    gpus_per_node: int | None = None  # None: one per task
+    gpus_per_node: int | None = None  # None: one per task; on this machine, if it has any
+    parallel: int | None = None  # runs at the same time; None: all on SLURM, one on this machine
 
     def parameters(self, nodes: int, tasks_per_node: int, name: str) -> dict[str, Any]:
         """The same in submitit's words; what is not set is left to the cluster."""
-        gpus = tasks_per_node if self.gpus_per_node is None else self.gpus_per_node
+        gpus = self.gpus_per_node
+        if gpus is None:
+            gpus = tasks_per_node if self.cluster == "slurm" or torch.cuda.is_available() else 0
         values = {
             "name": name,
             "timeout_min": self.minutes,
@@ -60,150 +74,171 @@ class Resources:
             "slurm_constraint": self.constraint,
             "slurm_exclude": self.exclude,
             "slurm_mem_per_gpu": self.mem_per_gpu,
+            "slurm_signal_delay_s": self.signal_delay_s,
+            "slurm_array_parallelism": self.parallel,
+            "slurm_additional_parameters": {"requeue": True},  # some clusters forbid it unless the job says so
         }
         return {key: value for key, value in values.items() if value is not None}
 
-
-class Job:
-    """What runs in every process of a job. Requeued, it goes on from its latest checkpoint."""
-
-    def __init__(
-        self, target: Callable[..., None], name: str, config: Section, on_gpu: bool, resume: bool = False
-    ) -> None:
-        self.target, self.name, self.config = target, name, config
-        self.on_gpu, self.resume = on_gpu, resume
-
-    def __call__(self) -> None:
-        job = submitit.JobEnvironment()
-        init_distributed(
-            job.global_rank,
-            job.num_tasks,
-            port=int(os.environ.get("MASTER_PORT", _FIRST_PORT + int(re.sub(r"\D", "", job.raw_job_id)) % _PORTS)),
-            device=_task_device(job.local_rank, self.on_gpu),
-            address="127.0.0.1" if job.num_nodes == 1 else _address(job.hostnames[0]),
-        )
-        # SLURM itself restarts a job whose node failed; that job too has checkpoints to go on from.
-        restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-        self.target(self.name, self.config, resume_preempt=self.resume or restarted)
-        shutdown()
-
-    def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues when the job is preempted or out of time."""
-        return DelayedSubmission(Job(self.target, self.name, self.config, self.on_gpu, resume=True))
+    def executor(self, folder: Path, run: Run) -> tuple[submitit.AutoExecutor, bool]:
+        """What submits runs of the size of `run`, and whether they compute on GPUs."""
+        options = {"slurm_max_num_timeout": _MOST_TIMEOUTS, "local_max_num_timeout": _MOST_TIMEOUTS}
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=self.cluster, **options)
+        parameters = self.parameters(run.config.nodes, run.config.tasks_per_node, run.name)
+        executor.update_parameters(**parameters)
+        return executor, "gpus_per_node" in parameters
 
 
-def _task_device(local_rank: int, on_gpu: bool) -> torch.device:
-    """The device of one process of a node. A job that asked for GPUs never computes on the CPU instead."""
-    if not on_gpu:
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise UserError("the job asked for GPUs and sees none: check the partition, or pass --gpus-per-node 0")
-    if count == 1:
-        return torch.device("cuda", 0)  # the cluster binds one GPU to each process
-    if local_rank >= count:
-        raise UserError(f"process {local_rank} of this node has no GPU: tasks_per_node is above the {count} GPUs there")
-    return torch.device("cuda", local_rank)
-
-
-def _address(host: str) -> str:
-    """Network address of a node: its name where that resolves, else what SLURM knows."""
-    try:
-        return socket.gethostbyname(host)
-    except socket.gaierror:
-        pass
-    shown = subprocess.run(["scontrol", "show", "node", host], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"NodeAddr=(\S+)", shown)
-    if found is None:
-        raise RuntimeError(f"neither DNS nor SLURM knows the address of node {host}")
-    return socket.gethostbyname(found.group(1))
-
-
-def submit(target: Callable[..., None], runs: Sequence[Run], resources: Resources, dry_run: bool = False) -> int:
-    """Submit one job per run; runs of one size become one job array.
+def submit(
+    target: Callable[..., None],
+    runs: Sequence[Run],
+    resources: Resources,
+    dry_run: bool = False,
+    sweep: Record | None = None,
+) -> int:
+    """Submit one job per run; runs of one size become one job array. Finished runs of a sweep are left out.
 
     Args:
         target: called in every process as target(name, config, resume_preempt=...).
         runs: the checked configs.
         resources: what to ask for.
         dry_run: say what would be submitted, and stop.
+        sweep: where a sweep notes its jobs.
 
     Returns:
         The exit code. On SLURM that is the submission's; the other clusters wait for their jobs.
 
     Raises:
-        UserError: two runs write to one place, no SLURM here, or (local, debug) a job failed with one.
+        UserError: two runs write to one place, or what is asked for is not to be had here.
     """
     _check_places(runs)
-    sizes: dict[tuple[int, int], list[Run]] = {}
-    for run in runs:
-        sizes.setdefault((run[2].nodes, run[2].tasks_per_node), []).append(run)
-    for (nodes, tasks), group in sizes.items():
-        for file, name, config in group:
-            print(f"{file}: {name}, {nodes} x {tasks} processes -> {config.output_folder()}")
+    states = _states(runs, resources, sweep)
+    _show(runs, states)
     if dry_run:
         return 0
-    if resources.cluster == "slurm" and shutil.which("sbatch") is None:
-        raise UserError("there is no SLURM here (no sbatch): run this where jobs are submitted, or try --cluster local")
+    _check_cluster(runs, resources)
+    runs = [run for run, state in zip(runs, states) if state == "new"]
+    if not runs:
+        print("nothing to submit")
+        return 0
     folder = prepare_folder(resources.folder, "--folder")
-    jobs = []
-    for (nodes, tasks), group in sizes.items():
-        if resources.cluster != "slurm" and nodes > 1:
-            raise UserError(
-                f"{group[0][0]}: nodes={nodes}: --cluster {resources.cluster} has one machine; pass nodes=1"
-            )
-        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=resources.cluster)
-        parameters = resources.parameters(nodes, tasks, name=group[0][1])
-        executor.update_parameters(**parameters)
-        calls = [Job(target, name, config, "gpus_per_node" in parameters) for _, name, config in group]
-        jobs += executor.submit_array(calls) if len(calls) > 1 else [executor.submit(calls[0])]
-    for job in jobs:
-        print(f"job {job.job_id}: logs in {job.paths.folder}", flush=True)
-    if resources.cluster == "debug":
-        for job in jobs:
-            os.environ["SUBMITIT_DEBUG_JOB_ID"] = job.job_id
-            job.submission().result()
-    elif resources.cluster == "local":
-        return _wait_local(jobs)
-    return 0
+    if sweep:
+        sweep.write()
+    if resources.cluster == "slurm":
+        return _submit_arrays(target, runs, resources, folder, sweep)
+    return _run_here(target, runs, resources, folder, sweep)
 
 
 def _check_places(runs: Sequence[Run]) -> None:
     """Refuse two runs that would overwrite each other's files."""
     places: dict[Path, str] = {}
-    for file, _, config in runs:
-        place = config.output_folder().resolve()
+    for run in runs:
+        place, source = run.config.output_folder().resolve(), run.planned.source
         if place in places:
             raise UserError(
-                f"{file} and {places[place]} both write to {config.output_folder()}: give each its own folder"
+                f"{source} and {places[place]} both write to {run.config.output_folder()}: give each its own folder"
             )
-        places[place] = file
+        places[place] = source
 
 
-def _wait_local(jobs: Sequence[Any]) -> int:
-    """Wait for jobs on this machine; the first that failed decides the outcome."""
-    code = 0
-    try:
-        for job in jobs:
-            tasks = [job.task(i) for i in range(job.num_tasks)]
-            job.wait()
-            failed = [task for task in tasks if task.exception() is not None]
-            if not failed:
-                continue
-            # Of the processes of a job one fails and the others lose their peer: show the one that ended first.
-            first = min(failed, key=lambda task: _ended(task.paths.result_pickle))
-            found = re.search(r"^src\.utils\.errors\.UserError: (.*)$", str(first.exception()), re.MULTILINE)
-            if found:
-                raise UserError(found.group(1))
-            print(first.exception(), file=sys.stderr)
-            code = 1
-    except BaseException:
-        for job in jobs:
-            job.cancel(check=False)
-        raise
-    return code
+def _check_cluster(runs: Sequence[Run], resources: Resources) -> None:
+    """Refuse what this cluster cannot do, before anything is written."""
+    if resources.cluster == "slurm":
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "there is no SLURM here (no sbatch): run this where jobs are submitted, or try --cluster local"
+            )
+        return
+    for run in runs:
+        for key, most in (("nodes", 1), ("tasks_per_node", 1 if resources.cluster == "debug" else None)):
+            value = getattr(run.config, key)
+            if most and value > most:
+                has = "one machine" if key == "nodes" else "one process"
+                raise UserError(
+                    f"{run.planned.source}: {key}={value}: --cluster {resources.cluster} has {has}; pass {key}={most}"
+                )
 
 
-def _ended(result: Path) -> float:
-    """When a process of a job left its result; one that was killed left none and is a cause, not a consequence."""
-    return result.stat().st_mtime if result.exists() else 0.0
+def _states(runs: Sequence[Run], resources: Resources, sweep: Record | None) -> list[str]:
+    """For each run: new, or why it is not submitted: finished, or a job of an earlier call still has it."""
+    if not runs[0].planned.label:
+        return ["new"] * len(runs)  # a config by itself is the user's to judge
+    queued = _queued() if resources.cluster == "slurm" else set()
+    jobs = sweep.jobs() if sweep else {}
+    return [
+        "finished" if run.config.finished() else "queued" if jobs.get(run.planned.label) in queued else "new"
+        for run in runs
+    ]
+
+
+def _queued() -> set[str]:
+    """Ids of the jobs that this user has in SLURM's queue, each of an array's for itself."""
+    if shutil.which("squeue") is None:
+        return set()
+    asked = subprocess.run(
+        ["squeue", "--noheader", "--array", "--me", "--format", "%i"], capture_output=True, text=True
+    )
+    return set(asked.stdout.split())
+
+
+def _show(runs: Sequence[Run], states: Sequence[str]) -> None:
+    """Print what is about to be submitted: a line for each file, a table for a sweep."""
+    if not runs[0].planned.label:
+        for run in runs:
+            size = f"{run.config.nodes} x {run.config.tasks_per_node}"
+            print(f"{run.planned.source}: {run.name}, {size} processes -> {run.config.output_folder()}")
+        return
+    rows = []
+    for run, state in zip(runs, states):
+        settings = " ".join(f"{key}={value}" for key, value in run.planned.settings.items())
+        size = f"{run.config.nodes} x {run.config.tasks_per_node}"
+        rows.append([run.planned.label, settings, size, state, str(run.config.output_folder())])
+    print_table(["run", "sets", "processes", "state", "folder"], rows)
+
+
+def _submit_arrays(
+    target: Callable[..., None], runs: Sequence[Run], resources: Resources, folder: Path, sweep: Record | None
+) -> int:
+    """One array for each size of job."""
+    sizes: dict[tuple[int, int], list[Run]] = {}
+    for run in runs:
+        sizes.setdefault((run.config.nodes, run.config.tasks_per_node), []).append(run)
+    for group in sizes.values():
+        executor, on_gpu = resources.executor(folder, group[0])
+        calls = [_job(target, run, on_gpu) for run in group]
+        jobs = executor.submit_array(calls) if len(calls) > 1 else [executor.submit(calls[0])]
+        for run, job in zip(group, jobs):
+            _tell(run, job, sweep)
+    return 0
+
+
+def _job(target: Callable[..., None], run: Run, on_gpu: bool) -> Job:
+    # A sweep that is submitted again goes on where its runs stopped, whatever the base says of load_checkpoint.
+    return Job(target, run.name, run.config, on_gpu, resume=bool(run.planned.label))
+
+
+def _run_here(
+    target: Callable[..., None], runs: Sequence[Run], resources: Resources, folder: Path, sweep: Record | None
+) -> int:
+    """Run on this machine and wait. Returns the exit code."""
+
+    def start(run: Run) -> Any:
+        executor, on_gpu = resources.executor(folder, run)
+        job = executor.submit(_job(target, run, on_gpu))
+        _tell(run, job, sweep)
+        return job
+
+    if resources.cluster == "local":
+        return run_in_turn([(run.title, lambda run=run: start(run)) for run in runs], resources.parallel or 1)
+    for run in runs:  # debug: what a run raises is shown as it is, and ends the others
+        job = start(run)
+        os.environ["SUBMITIT_DEBUG_JOB_ID"] = job.job_id
+        job.submission().result()
+    return 0
+
+
+def _tell(run: Run, job: Any, sweep: Record | None) -> None:
+    """Say which job has a run, and note it."""
+    print(f"job {job.job_id}: {run.title}, logs in {job.paths.folder}", flush=True)
+    if sweep:
+        sweep.note(run.planned.label, job.job_id, job.paths.folder)

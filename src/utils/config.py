@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -41,6 +41,10 @@ class Section(BaseModel):
         """Where a run of this config writes; every schema of a whole file says so."""
         raise NotImplementedError
 
+    def finished(self) -> bool:
+        """Whether that folder holds the whole run already, as far as its files can tell."""
+        raise NotImplementedError
+
 
 SchemaT = TypeVar("SchemaT", bound=Section)
 
@@ -61,7 +65,7 @@ def load_config(path: str | Path, schema: type[SchemaT], overrides: Sequence[str
     return from_dict(raw, schema, str(path), overridden)
 
 
-def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridden: set[str] | None = None) -> SchemaT:
+def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridden: Set[str] = frozenset()) -> SchemaT:
     """Validate a plain dict; `source` names it in messages, `overridden` holds the keys a command line set.
 
     Raises:
@@ -71,7 +75,7 @@ def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridde
     unknown: list[tuple[str | int, ...]] = []
     raw = _without_dead_keys(raw, schema, (), dead, unknown)
     if unknown:  # first: a misspelt key often comes with a missing one, and this much is known without importing models
-        where = _origin(unknown[0], source, overridden or set())
+        where = _origin(unknown[0], source, overridden)
         message = f"{where}: unknown key {dotted(unknown[0])}{_nearest(unknown[0], schema)}"
         raise UserError(message + _and_more(len(unknown)))
     if dead:
@@ -80,7 +84,7 @@ def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridde
         return schema.model_validate(raw)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    raise UserError(_describe(problems[0], source, overridden or set()) + _and_more(len(problems)))
+    raise UserError(_describe(problems[0], source, overridden) + _and_more(len(problems)))
 
 
 def check_ready(config: Section, source: str) -> None:
@@ -208,7 +212,7 @@ def dotted(loc: Sequence[str | int]) -> str:
     return ".".join(str(part) for part in loc)
 
 
-def _origin(loc: Sequence[str | int], source: str, overridden: set[str]) -> str:
+def _origin(loc: Sequence[str | int], source: str, overridden: Set[str]) -> str:
     """Where the value of a key came from: the file, or the command line."""
     key = dotted(loc)
     return "command line" if any(key == k or key.startswith(f"{k}.") for k in overridden) else source
@@ -218,7 +222,7 @@ def _and_more(count: int) -> str:
     return f" (and {count - 1} more)" if count > 1 else ""
 
 
-def _describe(problem: ErrorDetails, source: str, overridden: set[str]) -> str:
+def _describe(problem: ErrorDetails, source: str, overridden: Set[str]) -> str:
     """One pydantic problem as one line: where from, which key, what is wrong, what to do."""
     key, source = dotted(problem["loc"]), _origin(problem["loc"], source, overridden)
     if problem["type"] == "missing":

@@ -119,13 +119,17 @@ def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> set[str]:
         key = key.strip()
         if not equals or not key or not all(key.split(".")):
             raise UserError(f"command line: '{override}' is not of the form key=value, as in optimization.lr=3e-4")
-        _set(raw, key, parse_yaml(text, f"command line: {key}"))
+        set_key(raw, key, parse_yaml(text, f"command line: {key}"), "command line")
         keys.add(key)
     return keys
 
 
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set one dotted key, making the sections on the way that the file left out."""
+def set_key(raw: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set one dotted key in place, making the sections on the way that the file left out.
+
+    Raises:
+        UserError: a path through something that is no section or list; starts with `source`.
+    """
     at: Any = raw
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -133,14 +137,14 @@ def _set(raw: dict[str, Any], key: str, value: Any) -> None:
         last = depth == len(parts) - 1
         if isinstance(at, list):
             if not part.isdecimal() or int(part) >= len(at):
-                raise UserError(f"command line: {key}: {here} has entries 0 to {len(at) - 1}, not '{part}'")
+                raise UserError(f"{source}: {key}: {here} has entries 0 to {len(at) - 1}, not '{part}'")
             index: Any = int(part)
         elif isinstance(at, dict):
             index = part
             if not last and at.get(part) is None:
                 at[part] = {}
         else:
-            raise UserError(f"command line: {key}: {here} is {kind_of(at)}, it has no '{part}'")
+            raise UserError(f"{source}: {key}: {here} is {kind_of(at)}, it has no '{part}'")
         if last:
             at[index] = value
         else:

@@ -1,17 +1,22 @@
-"""What would be submitted, what a job does, and a whole job on this machine through submitit."""
+"""What would be submitted, and whole jobs on this machine through submitit."""
 
 import json
-import pickle
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-import submitit
 import torch
 import yaml
 
 from app.scaffold import load
-from src.utils.cluster import Job, Resources, _task_device, submit
+from src.datasets.motion import write_motion
+from src.utils.cluster import Resources, Run, submit
 from src.utils.errors import UserError
+from src.utils.sweep import Planned, Record
 
 HERE = Path(__file__).parent
 
@@ -27,7 +32,7 @@ def targets(monkeypatch):
 
 def run_of(folder, *overrides):
     name, config = load("configs/pretrain/vm_tiny.yaml", [f"logging.folder={folder}", *overrides])
-    return (f"{folder}.yaml", name, config)
+    return Run(Planned(f"{folder}.yaml", {}), name, config)
 
 
 def resources(tmp_path, cluster, **options):
@@ -36,7 +41,7 @@ def resources(tmp_path, cluster, **options):
     )
 
 
-def test_what_is_asked_for():
+def test_what_is_asked_for(monkeypatch):
     asked = Resources(cluster="slurm", folder="x", partition="low", mem_per_gpu="55G").parameters(2, 4, "vjepa")
     assert asked == {
         "name": "vjepa",
@@ -47,8 +52,12 @@ def test_what_is_asked_for():
         "gpus_per_node": 4,
         "slurm_partition": "low",
         "slurm_mem_per_gpu": "55G",
+        "slurm_signal_delay_s": 90,
+        "slurm_additional_parameters": {"requeue": True},
     }
     assert "gpus_per_node" not in Resources(cluster="slurm", folder="x", gpus_per_node=0).parameters(1, 1, "a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "gpus_per_node" not in Resources(cluster="local", folder="x").parameters(1, 1, "a")
 
 
 def test_sbatch_understands_it(tmp_path, targets, monkeypatch):
@@ -64,7 +73,8 @@ def test_sbatch_understands_it(tmp_path, targets, monkeypatch):
     assert submit(targets.job, runs, asked) == 0
     script = (tmp_path / "script").read_text()
     for line in ("nodes=2", "ntasks-per-node=3", "partition=low", "account=a", "qos=q", "constraint=c", "exclude=n7",
-                 "cpus-per-task=1", "time=5", "array=0-1%2", "job-name=vjepa"):  # fmt: skip
+                 "cpus-per-task=1", "time=5", "array=0-1%2", "job-name=vjepa", "requeue",
+                 "signal=USR2@90"):  # fmt: skip
         assert f"#SBATCH --{line}\n" in script
     assert "gpus" not in script
 
@@ -79,11 +89,13 @@ def test_refusals(tmp_path, targets, monkeypatch):
     same = [run_of(tmp_path / "a"), run_of(tmp_path / "b", f"logging.folder={tmp_path}/x/../a")]
     with pytest.raises(UserError, match="both write to"):
         submit(targets.job, same, resources(tmp_path, "debug"))
-    with pytest.raises(UserError, match="nodes=2: --cluster local has one machine"):
-        submit(targets.job, [run_of(tmp_path / "a", "nodes=2")], resources(tmp_path, "local"))
+    for cluster, key, has in (("local", "nodes", "one machine"), ("debug", "tasks_per_node", "one process")):
+        with pytest.raises(UserError, match=f"{key}=2: --cluster {cluster} has {has}; pass {key}=1"):
+            submit(targets.job, [run_of(tmp_path / "a", f"{key}=2")], resources(tmp_path, cluster))
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="there is no SLURM here"):
         submit(targets.job, [run_of(tmp_path / "a")], resources(tmp_path, "slurm"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_runs_here(tmp_path, targets, monkeypatch):
@@ -92,40 +104,68 @@ def test_debug_runs_here(tmp_path, targets, monkeypatch):
     assert json.loads((tmp_path / "a" / "job.json").read_text()) == {"name": "vjepa", "resume": False, "ranks": 0}
 
 
-def test_a_requeued_job_resumes(targets):
-    job = Job(targets.job, "vjepa", run_of("a")[2], on_gpu=False)
-    again = pickle.loads(pickle.dumps(job.checkpoint()))
-    assert isinstance(again, submitit.helpers.DelayedSubmission)
-    assert (job.resume, again.function.resume, again.function.name) == (False, True, "vjepa")
-
-
-def test_local_job_of_two_processes(tmp_path, targets):
+def test_local_job_of_two_processes(tmp_path, targets, capsys):
     """submitit starts both; one complains, and its complaint is the outcome."""
     run = run_of(tmp_path / "a", "tasks_per_node=2", "logging.write_tag=bad")
-    with pytest.raises(UserError, match=r"^logging.write_tag is bad$"):
-        submit(targets.job, [run], resources(tmp_path, "local"))
+    assert submit(targets.job, [run], resources(tmp_path, "local")) == 2
+    assert capsys.readouterr().err == "error: logging.write_tag is bad\n"
     assert json.loads((tmp_path / "a" / "job.json").read_text())["ranks"] == 0.5
 
 
-def test_device_of_a_task(monkeypatch):
-    assert _task_device(3, on_gpu=False) == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for count, local_rank, expected in ((1, 5, "cuda:0"), (4, 2, "cuda:2")):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        assert _task_device(local_rank, on_gpu=True) == torch.device(expected)
-    with pytest.raises(UserError, match="tasks_per_node is above the 4 GPUs there"):
-        _task_device(4, on_gpu=True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="the job asked for GPUs and sees none"):
-        _task_device(0, on_gpu=True)
+def sweep_of(tmp_path, **tags):
+    """A sweep whose runs have these names and write tags."""
+    runs = []
+    for label, tag in tags.items():
+        run = run_of(tmp_path / "runs" / label, f"logging.write_tag={tag}")
+        runs.append(run._replace(planned=Planned("s.yaml", {}, label, {"logging.write_tag": tag})))
+    return runs, Record(tmp_path / "runs", "s.yaml", [(run.planned, run.config.output_folder()) for run in runs])
 
 
-def test_list_of_configs(tmp_path):
-    from src.utils.cli import config_list
+def test_local_sweep_two_at_a_time(tmp_path, targets, capsys):
+    """Two jobs share this machine; a run that fails is named and stops none of the others."""
+    runs, record = sweep_of(tmp_path, a="x", b="bad", c="y")
+    assert submit(targets.job, runs, resources(tmp_path, "local", parallel=2), sweep=record) == 2
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines()[:2]] == [
+        ["run", "sets", "processes", "state", "folder"],
+        ["a", "logging.write_tag=x", "1", "x", "1", "new", str(tmp_path / "runs" / "a")],
+    ]
+    assert err == "error: b: logging.write_tag is bad\n"
+    for label in "abc":
+        assert json.loads((tmp_path / "runs" / label / "job.json").read_text())["resume"] is True
+    assert all(record.jobs().values())
 
-    path = tmp_path / "list.yaml"
-    path.write_text(yaml.safe_dump(["a.yaml", "b.yaml"]))
-    assert config_list(str(path)) == ["a.yaml", "b.yaml"]
-    path.write_text("a: 1")
-    with pytest.raises(UserError, match="--batch-launch wants a YAML list of config files"):
-        config_list(str(path))
+
+def test_finished_runs_are_left_out(tmp_path, targets, monkeypatch, capsys):
+    runs, record = sweep_of(tmp_path, a="x", b="y")
+    monkeypatch.setattr(type(runs[0].config), "finished", lambda self: self.logging.write_tag == "x")
+    monkeypatch.delenv("SUBMITIT_DEBUG_JOB_ID", raising=False)
+    assert submit(targets.job, runs, resources(tmp_path, "debug"), sweep=record) == 0
+    assert "finished" in capsys.readouterr().out.splitlines()[1]
+    assert not (tmp_path / "runs" / "a").exists()
+    assert (tmp_path / "runs" / "b" / "job.json").exists()
+    assert record.jobs()["a"] is None
+
+
+def test_stopping_a_local_sweep_leaves_no_process(tmp_path):
+    """SIGTERM reaches the run, which saves; nothing else is started, and the same command goes on."""
+    write_motion(tmp_path / "motion", train=16, val=16, workers=1)
+    sweep = {"base": "configs/pretrain/vit_tiny.yaml", "folder": f"{tmp_path}/runs", "grid": {"meta.seed": [0, 1]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    words = [sys.executable, "-m", "app.main_distributed", "--fname", str(tmp_path / "sweep.yaml"), "--batch-launch"]
+    words += ["--cluster", "local", "--folder", str(tmp_path / "jobs"), f"data.datasets=[{tmp_path}/motion/train.csv]"]
+    words += ["data.dataset_type=VideoDataset", "data.num_workers=0", "data.batch_size=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    csv = tmp_path / "runs" / "seed=0" / "jepa_r0.csv"
+    deadline = time.monotonic() + 60
+    while not (csv.exists() and csv.read_text().count("\n") > 3) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    out, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, err
+    controller = int(out.split("job ")[1].split(":")[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(controller, 0)
+    assert (csv.parent / "jepa-latest.pth.tar").exists()
+    assert not (tmp_path / "runs" / "seed=1").exists()
