@@ -76,6 +76,8 @@ class VideoEncoder(nn.Module):
     any clip that can be cut into whole patches and tubelets, and resamples the positions.
     """
 
+    blocks_name, norm_name = "blocks", "norm"  # of the trunk's parts, in the state dict
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -113,6 +115,11 @@ class VideoEncoder(nn.Module):
         if masks is not None:
             x_BND = apply_masks(x_BND, masks)
         return self.run_trunk(x_BND)
+
+    @property
+    def trunk(self) -> tuple[nn.ModuleList, nn.Module]:
+        """The blocks, and the norm after them."""
+        return getattr(self, self.blocks_name), getattr(self, self.norm_name)
 
     def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

@@ -24,6 +24,8 @@ class VideoMamba(VideoEncoder):
     `cls_token` puts a class token first in the sequence; `num_classes` adds the head that `logits` reads it with.
     """
 
+    blocks_name, norm_name = "layers", "norm_f"
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
