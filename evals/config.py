@@ -120,6 +120,13 @@ class VideoOptimizationConfig(ProbeOptimizationConfig):
     clip_positions: bool = Field(False, description="(added) add each frame's place in its video to its tokens")
 
 
+class FinetuneOptimizationConfig(VideoOptimizationConfig):
+    """What only an encoder that trains along has; `lr` is the probe's and the last layer's."""
+
+    layer_decay: float = Field(0.75, gt=0, le=1, description="learning rate of a layer over that of the layer above")
+    drop_path_rate: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the encoder's last block")
+
+
 class ProbeConfig(Section):
     """What every evaluation has; the subclasses add `data` and `optimization`."""
 
@@ -202,7 +209,25 @@ class ImageProbeConfig(ProbeConfig):
         )
 
 
+class VideoFinetuneConfig(VideoProbeConfig):
+    """A whole YAML of video_classification_finetune."""
+
+    eval_name: Literal["video_classification_finetune"] = Field(..., description="folder of evals/ whose eval.py runs")
+    probes: list[Literal["attentive"]] = Field(["attentive"], min_length=1, description="the probe that trains along")
+    optimization: FinetuneOptimizationConfig
+
+    @model_validator(mode="after")
+    def _trains_one(self) -> VideoFinetuneConfig:
+        if self.data.cache_features:
+            raise ValueError("data.cache_features=true keeps the features of a frozen encoder: set it to false")
+        for key in ("lrs", "weight_decays"):
+            if len(getattr(self.optimization, key) or []) > 1:
+                raise ValueError(f"optimization.{key} has several values, but the encoder trains with one: a run each")
+        return self
+
+
 SCHEMAS: dict[str, type[ProbeConfig]] = {
     "video_classification_frozen": VideoProbeConfig,
     "image_classification_frozen": ImageProbeConfig,
+    "video_classification_finetune": VideoFinetuneConfig,
 }

@@ -14,7 +14,7 @@ import numpy as np
 from evals import judges, report
 from evals.config import ProbeConfig
 from evals.features import CachedSource, FeatureTable, digest, list_digest, module_digest
-from evals.frozen_encoder import ClipAggregation, Loaded, load_encoders, require_checkpoint
+from evals.frozen_encoder import ClipAggregation, Loaded, freeze, load_encoders, require_checkpoint
 from evals.listing import Listing, check_labels, draw_subset, hold_out, read_listing
 from evals.probe import ProbeOutcome, train_probe
 from evals.report import Score
@@ -65,7 +65,8 @@ class Evaluation:
         cfg = self.cfg
         if is_main():
             save_config(cfg, self.folder / f"{self.prefix}-config.yaml")
-        encoders = load_encoders(cfg.pretrain, self.task.resolution, cfg.seed, cfg.random_baseline)
+        prepare = self.task.tuning.prepare if self.task.tuning else freeze
+        encoders = load_encoders(cfg.pretrain, self.task.resolution, cfg.seed, cfg.random_baseline, prepare)
         if "attentive" in cfg.probes:
             probe_settings(cfg, encoders["pretrained"])  # a mistake in it shows before the encoder runs for hours
         scores: list[Score] = []
@@ -75,6 +76,7 @@ class Evaluation:
             model = ClipAggregation(
                 loaded.encoder, loaded.encoder.tubelet_size, self.task.attend_across_segments, self.task.clip_positions
             ).to(self.process.device)
+            model.eval()
             scores += self._judge(name, loaded, model, outcomes)
         if not is_main():
             return None
@@ -163,7 +165,7 @@ class Evaluation:
         model: ClipAggregation,
         tables: tuple[FeatureTable, FeatureTable] | None,
     ) -> ProbeOutcome:
-        settings = probe_settings(self.cfg, loaded)
+        settings = probe_settings(self.cfg, loaded, self.task.tuning)
         several = len(settings.grid) > 1
         if tables is not None:
             train, val = tables
@@ -201,6 +203,7 @@ class Evaluation:
             resume=self.resume,
             is_main=is_main(),
             log=lambda text: self.log(f"{name}, attentive: {text}"),
+            tuned=loaded if self.task.tuning else None,
         )
 
     def _cached(self, table: FeatureTable, ids: np.ndarray | None, shuffle: bool) -> CachedSource | None:
@@ -214,7 +217,8 @@ class Evaluation:
         if listing is None:
             return None
         loader = self.task.make_loader(listing, mode, self.cfg.seed)
-        return LiveSource(loader, self._encoder(model), training=mode == "augment")
+        tune_seed = self.cfg.seed if self.task.tuning else None
+        return LiveSource(loader, self._encoder(model), training=mode == "augment", tune_seed=tune_seed)
 
     def _report(
         self, scores: list[Score], outcomes: dict[str, ProbeOutcome], encoders: dict[str, Loaded], seconds: float

@@ -5,7 +5,7 @@ Legend: B batch, C channels, T H W a clip, N tokens of a clip, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,12 @@ MAX_FRAMES = 10_000  # positions of clips in a video, in frames, as in V-JEPA
 
 
 class Loaded(NamedTuple):
-    """A frozen encoder, what it is in words, and the settings that its numbers depend on beside its weights."""
+    """An encoder, what it is in words, the settings that its numbers depend on beside its weights, and its config."""
 
     encoder: VideoEncoder
     source: str
     settings: dict[str, Any]
+    config: dict[str, Any] | None = None  # of its pretraining, where the checkpoint has it
 
 
 def require_checkpoint(path: Path) -> None:
@@ -41,7 +42,18 @@ def require_checkpoint(path: Path) -> None:
         )
 
 
-def load_encoders(pretrain: PretrainedConfig, resolution: int, seed: int, with_random: bool) -> dict[str, Loaded]:
+def freeze(encoder: VideoEncoder) -> VideoEncoder:
+    """No gradients, no dropout or stochastic depth."""
+    return encoder.requires_grad_(False).eval()
+
+
+def load_encoders(
+    pretrain: PretrainedConfig,
+    resolution: int,
+    seed: int,
+    with_random: bool,
+    prepare: Callable[[VideoEncoder], VideoEncoder] = freeze,
+) -> dict[str, Loaded]:
     """The checkpoint's encoder as 'pretrained' and, if asked for, its twin as 'random', as it was before training.
 
     The configuration stored in the checkpoint says how the encoder is built; the YAML may repeat but not contradict it.
@@ -69,10 +81,11 @@ def load_encoders(pretrain: PretrainedConfig, resolution: int, seed: int, with_r
     encoder = build_encoder(pretrain, trained_as, resolution, seed)
     checkpoint.load_state_dict_strict(encoder, checkpoint.strip_prefixes(state[key]), f"{path}, {key}")
     epoch = f", epoch {state['epoch']}" if "epoch" in state else ""
-    loaded = {"pretrained": Loaded(freeze(encoder), f"{path}, {key}{epoch}", settings)}
+    loaded = {"pretrained": Loaded(prepare(encoder), f"{path}, {key}{epoch}", settings, stored)}
     if with_random:
         untrained = build_encoder(pretrain, trained_as, resolution, seed)
-        loaded["random"] = Loaded(freeze(untrained), "the same encoder as initialised, never trained", settings)
+        source = "the same encoder as initialised, never trained"
+        loaded["random"] = Loaded(prepare(untrained), source, settings, stored)
     return loaded
 
 
@@ -116,11 +129,6 @@ def build_encoder(
             uniform_power=pretrain.uniform_power,
             **options,
         )
-
-
-def freeze(encoder: VideoEncoder) -> VideoEncoder:
-    """No gradients, no dropout or stochastic depth."""
-    return encoder.requires_grad_(False).eval()
 
 
 def probe_heads(encoder: VideoEncoder) -> int:

@@ -1,4 +1,4 @@
-"""The only probe trainer: attentive heads on the frozen features of one encoder.
+"""The only probe trainer: attentive heads on the features of one encoder, which is frozen or trains along with them.
 
 Several heads, one for each pair of learning rate and weight decay, train side by side on the same batches, so that the
 features are computed or read once. Which head is reported is decided on samples held out of the training list; the
@@ -24,9 +24,12 @@ from torch import Tensor
 
 from evals import probe_files
 from evals.features import digest
+from evals.finetune import encoder_groups
+from evals.frozen_encoder import Loaded
 from evals.heads import HeadGrid
 from evals.predict import FeatureSource, autocast, mean_probability, predict
 from evals.probe_files import ProbeSettings, choose_head
+from src.models.backbone import VideoEncoder
 from src.utils.distributed import all_reduce_sum, current
 from src.utils.errors import UserError
 from src.utils.schedulers import warmup_cosine
@@ -64,14 +67,17 @@ def build_heads(settings: ProbeSettings) -> HeadGrid:
     )
 
 
-def build_optimizer(heads: HeadGrid, settings: ProbeSettings) -> torch.optim.AdamW:
-    """AdamW with two groups for each head: matrices decay; biases, norms and vectors do not."""
+def build_optimizer(heads: HeadGrid, settings: ProbeSettings, encoder: VideoEncoder | None = None) -> torch.optim.AdamW:
+    """AdamW with two groups for each head: matrices decay; biases, norms and vectors do not. Then the encoder's."""
     groups = []
     for head, (lr, weight_decay) in zip(heads, settings.grid):
         trained = [(n, p) for n, p in head.named_parameters() if p.requires_grad]
         for decays in (True, False):
             params = [p for n, p in trained if (p.ndim > 1 and not n.endswith("bias")) == decays]
             groups.append({"params": params, "peak_lr": lr, "lr": lr, "weight_decay": weight_decay if decays else 0.0})
+    if encoder is not None and settings.tuning is not None:
+        (lr, weight_decay), *_ = settings.grid
+        groups += encoder_groups(encoder, lr, weight_decay, settings.tuning.layer_decay)
     return torch.optim.AdamW(groups)
 
 
@@ -89,9 +95,9 @@ def lr_factor(step: int, steps_per_epoch: int, settings: ProbeSettings) -> float
     return now / peak
 
 
-def _reduce_gradients(heads: HeadGrid, count: int, sums: Tensor) -> tuple[int, Tensor]:
+def _reduce_gradients(optimizer: torch.optim.AdamW, count: int, sums: Tensor) -> tuple[int, Tensor]:
     """Sum gradients, the sample count and `sums` over processes, and divide the gradients by the count, in place."""
-    params = [p for p in heads.parameters() if p.requires_grad]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in params]
     if current().world_size > 1:
         flat = all_reduce_sum(torch.cat([*(g.flatten() for g in grads), sums, sums.new_tensor([float(count)])]))
@@ -135,7 +141,7 @@ def train_epoch(
             with torch.no_grad():
                 right_G = (mean_probability(logits).argmax(-1) == labels).sum(1)
                 sums = torch.cat([loss_G, right_G.to(loss_G.dtype)])
-        count, sums = _reduce_gradients(heads, len(batch.labels_B), sums)
+        count, sums = _reduce_gradients(optimizer, len(batch.labels_B), sums)
         optimizer.step()
         total += count
         totals += sums
@@ -160,6 +166,7 @@ def train_probe(
     resume: bool,
     is_main: bool,
     log: Callable[[str], None],
+    tuned: Loaded | None = None,
 ) -> ProbeOutcome:
     """Train all heads for settings.num_epochs epochs and measure them.
 
@@ -167,6 +174,7 @@ def train_probe(
         select: held-out training samples that decide between heads; needed when there is more than one.
         checkpoint_path: written after each epoch, read first when `resume`.
         features_key: names the features; a checkpoint made on others is not resumed from.
+        tuned: an encoder that trains along with the one head; the sources run it (evals.sources.LiveSource).
 
     Raises:
         UserError: no head has a finite loss, or a list gave no sample.
@@ -175,11 +183,11 @@ def train_probe(
         raise ValueError("several heads need held-out training samples to choose between them")
     started = time.monotonic()
     heads = build_heads(settings).to(device)
-    optimizer = build_optimizer(heads, settings)
+    optimizer = build_optimizer(heads, settings, tuned.encoder if tuned else None)
     fingerprint = digest([features_key, len(train), {**vars(settings), "val_every": 0}])
     first, history = 0, []
     if resume and checkpoint_path.exists():
-        first, history = probe_files.resume(checkpoint_path, heads, optimizer, fingerprint, device, log)
+        first, history = probe_files.resume(checkpoint_path, heads, optimizer, fingerprint, tuned, log)
 
     select_acc = select_loss = None
     measured = None
@@ -197,7 +205,7 @@ def train_probe(
             row["val"] = _accuracies(measured)
         history.append(row)
         if is_main:
-            probe_files.save(checkpoint_path, heads, optimizer, epoch + 1, settings, history, fingerprint)
+            probe_files.save(checkpoint_path, heads, optimizer, epoch + 1, settings, history, fingerprint, tuned)
             probe_files.write_csv(csv_path, history, settings)
         log(probe_files.line(row, settings, time.monotonic() - begun))
     if measured is None:  # resumed after the last epoch

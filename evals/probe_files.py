@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from evals.finetune import Tuning
+from evals.frozen_encoder import Loaded
 from evals.heads import HeadGrid
 from src.utils import checkpoint
 from src.utils.distributed import current
@@ -23,7 +25,7 @@ class ProbeSettings:
 
     `start_lr` and `final_lr` belong to the first learning rate and scale with the others; `warmup` and `num_epochs`
     count epochs; `val_every` says how often, in epochs, the validation list is measured (it always is after the
-    last).
+    last); `tuning` is there where the encoder trains along.
     """
 
     embed_dim: int
@@ -38,6 +40,7 @@ class ProbeSettings:
     use_bfloat16: bool = False
     seed: int = 0
     val_every: int = 1
+    tuning: Tuning | None = None
 
     @property
     def grid(self) -> list[tuple[float, float]]:
@@ -87,8 +90,12 @@ def save(
     settings: ProbeSettings,
     history: list[dict[str, Any]],
     fingerprint: str,
+    tuned: Loaded | None,
 ) -> None:
-    """V-JEPA's keys (`classifier` is the head that would be reported now) and what resuming all heads needs."""
+    """V-JEPA's keys (`classifier` is the head that would be reported now) and what resuming all heads needs.
+
+    An encoder that trains along is in it as in a pretraining checkpoint, so that it can be loaded like one.
+    """
     last = history[-1]
     best = choose_head(last.get("select_loss"), last["select"])
     state = {
@@ -102,6 +109,8 @@ def save(
         "history": history,
         "fingerprint": fingerprint,
     }
+    if tuned is not None:
+        state |= {"encoder": tuned.encoder.state_dict(), "config": tuned.config}
     checkpoint.save_atomic(state, path)
 
 
@@ -110,7 +119,7 @@ def resume(
     heads: HeadGrid,
     optimizer: torch.optim.AdamW,
     fingerprint: str,
-    device: torch.device,
+    tuned: Loaded | None,
     log: Callable[[str], None],
 ) -> tuple[int, list[dict[str, Any]]]:
     """Load a probe's checkpoint; one that belongs to other features or settings is left alone, and said so."""
@@ -119,6 +128,8 @@ def resume(
         log(f"{path.name} was made on other features or settings: training anew")
         return 0, []
     heads.load_state_dict(state["classifiers"])
+    if tuned is not None:
+        tuned.encoder.load_state_dict(state["encoder"])
     optimizer.load_state_dict(state["opt"])
     log(f"resuming from {path.name} after epoch {state['epoch']}")
     return int(state["epoch"]), list(state["history"])

@@ -15,6 +15,7 @@ from evals.features import CacheWriter, FeatureBatch, FeatureTable, load_cache
 from evals.frozen_encoder import ClipAggregation
 from src.datasets.batch import Batch
 from src.datasets.data_manager import Loader
+from src.datasets.samplers import mix
 from src.datasets.transforms import normalize
 from src.utils.distributed import barrier, current
 from src.utils.errors import UserError
@@ -23,7 +24,7 @@ LOG_SECONDS = 15.0
 
 
 class ClipEncoder:
-    """Normalises a batch on the device and runs the aggregated encoder without gradients.
+    """Normalises a batch on the device and runs the aggregated encoder, with gradients only where it is in training.
 
     `segments` is the number of clips of a video; what is left of a batch's clips are views of each.
     """
@@ -32,7 +33,6 @@ class ClipEncoder:
         self.model, self.segments, self.device = model, segments, device
         self.autocast = use_bfloat16 and device.type == "cuda"
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> FeatureBatch:
         """Clips (B, C, T, H, W) uint8, segment-major -> features, labels and positions of the samples in their list."""
         dtype = torch.bfloat16 if self.autocast else torch.float32
@@ -40,25 +40,35 @@ class ClipEncoder:
         views = len(clips) // self.segments
         nested = [clips[s * views : (s + 1) * views] for s in range(self.segments)]
         indices = [index.to(self.device) for index in batch.clip_indices]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+        gradients = torch.set_grad_enabled(self.model.training)
+        with gradients, torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             features = self.model(nested, indices)
         return FeatureBatch(features, batch.labels, batch.indices)
 
 
 class LiveSource:
-    """Encodes each time it is asked: what training with augmentation, or a set too large for a cache, needs."""
+    """Encodes each time it is asked: what training with augmentation, or a set too large for a cache, needs.
 
-    def __init__(self, loader: Loader, encode: ClipEncoder, training: bool) -> None:
-        self.loader, self.encode, self.training = loader, encode, training
+    Args:
+        training: draw an epoch's steps of the loader's order; else every sample once.
+        tune_seed: of an encoder that trains along with the probe: of its stochastic depth. None: it stays frozen.
+    """
+
+    def __init__(self, loader: Loader, encode: ClipEncoder, training: bool, tune_seed: int | None = None) -> None:
+        self.loader, self.encode, self.training, self.tune_seed = loader, encode, training, tune_seed
 
     def __len__(self) -> int:
         return self.loader.steps_per_pass if self.training else len(self.loader)
 
     def epoch(self, epoch: int) -> Iterator[FeatureBatch]:
-        """In training the epoch's steps of the loader's order, else every sample once."""
+        """The batches of one epoch, on this process."""
         if self.training:
             self.loader.start_step, self.loader.total_steps = epoch * len(self), (epoch + 1) * len(self)
+        tuned = self.training and self.tune_seed is not None
+        self.encode.model.train(tuned)
         for batch in self.loader:
+            if tuned:  # the same after resuming, and another in each process
+                torch.manual_seed(mix(self.tune_seed, current().rank, batch.step))
             yield self.encode(batch)
 
 

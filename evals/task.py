@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.config import ProbeConfig
+from evals.finetune import Tuning
 from evals.frozen_encoder import Loaded, probe_heads
 from evals.listing import Listing
 from evals.probe_files import ProbeSettings
@@ -31,6 +32,7 @@ class Task:
         view,
             no augmentation, in order) or 'val' (all views, in order).
         settings: what the features of 'plain' and 'val' depend on, for the key of the cache.
+        tuning: how the encoder trains along with the probe; None: it is frozen.
     """
 
     train: str
@@ -44,9 +46,10 @@ class Task:
     settings: dict[str, Any]
     clip_positions: bool = False
     data_name: str | None = None
+    tuning: Tuning | None = None
 
 
-def probe_settings(cfg: ProbeConfig, loaded: Loaded) -> ProbeSettings:
+def probe_settings(cfg: ProbeConfig, loaded: Loaded, tuning: Tuning | None = None) -> ProbeSettings:
     """The attentive probe that the config asks for. Raises UserError if its heads do not divide the encoder's width."""
     o, width = cfg.optimization, loaded.encoder.embed_dim
     heads = o.num_heads or probe_heads(loaded.encoder)
@@ -65,4 +68,5 @@ def probe_settings(cfg: ProbeConfig, loaded: Loaded) -> ProbeSettings:
         use_bfloat16=o.use_bfloat16,
         seed=cfg.seed,
         val_every=o.val_every,
+        tuning=tuning,
     )
