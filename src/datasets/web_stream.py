@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from src.datasets.batch import Fetched, Skipped
 from src.datasets.decode import DecodeError
+from src.datasets.fetch import Progress
 from src.datasets.frame_sampling import ClipSampling
 from src.datasets.samplers import mix
 from src.datasets.shards import VIDEO_SUFFIXES
@@ -39,6 +40,7 @@ class WebVideoStream(IterableDataset):
 
     Attributes:
         start_step, total_steps: steps to make, in training.
+        progress: where a worker notes which shard its sample is from, if anybody wants to know.
 
     Raises:
         UserError: fewer shards than readers.
@@ -72,6 +74,11 @@ class WebVideoStream(IterableDataset):
         self._filter_short, self._filter_long = filter_short_videos, filter_long_videos
         self._pad_truncated = pad_truncated
         self.start_step, self.total_steps = 0, 0
+        self.progress: Progress | None = None
+
+    def path(self, index: int) -> str:
+        """A shard, for messages."""
+        return self._urls[index]
 
     def __iter__(self) -> Iterator[Fetched]:
         info = get_worker_info()
@@ -136,7 +143,10 @@ class WebVideoStream(IterableDataset):
         skipped, attempts = list(faults), len(raw) + len(faults)
         faults.clear()
         found: list[tuple[str, Sample] | None] = []
+        worker = get_worker_info()
         for place, sample in enumerate(raw):
+            if worker is not None and self.progress is not None:
+                self.progress.at(worker.id, self._urls.index(sample["__url__"]))
             name = f"{sample['__url__']}::{sample['__key__']}"
             try:
                 found.append((name, self._load(sample, name, mix(self._seed, 6, self._rank, step, place))))

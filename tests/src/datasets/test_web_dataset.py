@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import http.server
 import io
+import os
 import shutil
+import signal
 import tarfile
 import threading
 from collections import Counter
@@ -60,6 +62,11 @@ def _loader(datasets, **kwargs):
         "total_steps": 6,
     }
     return init_data(**(settings | kwargs))
+
+
+def _killed(frames, rng):
+    """Ends its own process, as the kernel does to one that takes too much memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _labels(loader):
@@ -156,6 +163,10 @@ class TestStreams:
         loader = _loader([f"{server}/train-000.tar", f"{server}/train-009.tar"], training=False)
         assert _flat(loader) == [0, 1, 2]
         assert sum(loader.skips.kinds.values()) == 1
+
+    def test_a_killed_worker_is_an_error_that_names_the_shard(self, server):
+        with pytest.raises(UserError, match=r"worker was killed.*while reading http.*/train-000\.tar"):
+            list(_loader([f"{server}/train-000.tar"], transform=_killed, num_workers=1, total_steps=4))
 
     def test_only_missing_shards_end_the_run(self, server):
         with pytest.raises(UserError, match="could be used"):
