@@ -38,6 +38,8 @@ class PretrainedConfig(Section):
     write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files written")
     pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) as model.pos_embed in pretraining")
     bidirectional: bool = Field(True, description="(added) as model.bidirectional in pretraining")
+    keep_cls_token: bool = Field(True, description="(added) keep the class token of published VideoMamba weights")
+    allow_unused: list[str] = Field([], description="(added) names of tensors that may be left out, or patterns (x.*)")
 
 
 class _LoadingConfig(Section):

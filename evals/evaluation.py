@@ -66,7 +66,7 @@ class Evaluation:
         if is_main():
             save_config(cfg, self.folder / f"{self.prefix}-config.yaml")
         prepare = self.task.tuning.prepare if self.task.tuning else freeze
-        encoders = load_encoders(cfg.pretrain, self.task.resolution, cfg.seed, cfg.random_baseline, prepare)
+        encoders = load_encoders(cfg.pretrain, cfg.seed, cfg.random_baseline, prepare)
         if "attentive" in cfg.probes:
             probe_settings(cfg, encoders["pretrained"])  # a mistake in it shows before the encoder runs for hours
         scores: list[Score] = []

@@ -5,7 +5,7 @@ Legend: B batch, C channels, T H W a clip, N tokens of a clip, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from app.vjepa.config import PretrainConfig
-from app.vjepa.utils import init_video_model
 from evals.config import PretrainedConfig
 from src.models.backbone import VideoEncoder
-from src.models.registry import backbone, create_encoder, default_num_heads
+from src.models.loading import fit_encoder, open_weights
+from src.models.registry import backbone, default_num_heads
 from src.models.utils.pos_embs import Grid, sincos_pos_embed_3d
-from src.utils import checkpoint
 from src.utils.config import from_dict
 from src.utils.errors import UserError
+from src.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 MAX_FRAMES = 10_000  # positions of clips in a video, in frames, as in V-JEPA
 
@@ -49,7 +51,6 @@ def freeze(encoder: VideoEncoder) -> VideoEncoder:
 
 def load_encoders(
     pretrain: PretrainedConfig,
-    resolution: int,
     seed: int,
     with_random: bool,
     prepare: Callable[[VideoEncoder], VideoEncoder] = freeze,
@@ -57,78 +58,51 @@ def load_encoders(
     """The checkpoint's encoder as 'pretrained' and, if asked for, its twin as 'random', as it was before training.
 
     The configuration stored in the checkpoint says how the encoder is built; the YAML may repeat but not contradict it.
-    A checkpoint without one (V-JEPA's) is built from the YAML.
+    Published weights (V-JEPA's, VideoMamba's) say it by their tensors' names and shapes; frames_per_clip and
+    tubelet_size of the YAML are then what they are made to fit.
 
     Raises:
         UserError: no such checkpoint or key in it, weights that do not fit, a YAML that contradicts the checkpoint.
     """
     path = Path(pretrain.folder) / pretrain.checkpoint
     require_checkpoint(path)
-    state = checkpoint.load(path)
-    key = pretrain.checkpoint_key
-    if not isinstance(state.get(key), dict):
-        found = ", ".join(k for k, v in state.items() if isinstance(v, dict)) or "nothing"
-        raise UserError(f"{path}: no weights under '{key}' (pretrain.checkpoint_key); it holds {found}")
-    stored = state.get("config")
+    source = open_weights(path, pretrain.checkpoint_key if "checkpoint_key" in pretrain.model_fields_set else None)
+    stored = source.state.get("config")
     trained_as = from_dict(stored, PretrainConfig, f"{path}, its config") if stored else None
+    sizes: dict[str, int] = {}
     if trained_as is not None:
-        check_agreement(pretrain, trained_as, path)
-    settings = {
-        "pretrain": pretrain.model_dump(exclude={"folder", "checkpoint", "write_tag", "checkpoint_key"}),
-        "model": trained_as.model.model_dump() if trained_as else None,
-    }
+        data = trained_as.data
+        check_agreement(pretrain, {"tubelet_size": data.tubelet_size, "frames_per_clip": data.num_frames}, path)
+    else:
+        keys = {"frames_per_clip": "num_frames", "tubelet_size": "tubelet_size"}
+        sizes = {to: getattr(pretrain, key) for key, to in keys.items() if key in pretrain.model_fields_set}
+    weights = fit_encoder(source, keep_cls_token=pretrain.keep_cls_token, allow_unused=pretrain.allow_unused, **sizes)
+    check_agreement(pretrain, {"model_name": weights.spec.name, **weights.spec.options}, path)
+    if "use_sdpa" in pretrain.model_fields_set and backbone(weights.spec.name).mixer == "attention":
+        weights.spec.options["use_sdpa"] = pretrain.use_sdpa
 
-    encoder = build_encoder(pretrain, trained_as, resolution, seed)
-    checkpoint.load_state_dict_strict(encoder, checkpoint.strip_prefixes(state[key]), f"{path}, {key}")
-    epoch = f", epoch {state['epoch']}" if "epoch" in state else ""
-    loaded = {"pretrained": Loaded(prepare(encoder), f"{path}, {key}{epoch}", settings, stored)}
+    settings = {"pretrain": weights.spec._asdict()}
+    epoch = f", epoch {source.state['epoch']}" if "epoch" in source.state else ""
+    logger.info(str(weights.report))
+    loaded = {"pretrained": Loaded(prepare(weights.build()), f"{source.what}{epoch}", settings, stored)}
     if with_random:
-        untrained = build_encoder(pretrain, trained_as, resolution, seed)
-        source = "the same encoder as initialised, never trained"
-        loaded["random"] = Loaded(prepare(untrained), source, settings, stored)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
+            torch.manual_seed(trained_as.meta.seed if trained_as else seed)  # as pretraining draws it
+            untrained = weights.spec.build()
+        described = "the same encoder as initialised, never trained"
+        loaded["random"] = Loaded(prepare(untrained), described, settings, stored)
     return loaded
 
 
-def check_agreement(pretrain: PretrainedConfig, trained_as: PretrainConfig, path: Path) -> None:
-    """Raise UserError for the first key that the YAML sets otherwise than the checkpoint's own configuration."""
-    truth = {
-        "model_name": trained_as.model.model_name,
-        "patch_size": trained_as.data.patch_size,
-        "tubelet_size": trained_as.data.tubelet_size,
-        "frames_per_clip": trained_as.data.num_frames,
-        "uniform_power": trained_as.model.uniform_power,
-        "pos_embed": trained_as.model.pos_embed,
-        "bidirectional": trained_as.model.bidirectional,
-    }
-    for key, value in truth.items():
-        given = getattr(pretrain, key)
+def check_agreement(pretrain: PretrainedConfig, truth: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for the first key that the YAML sets otherwise than what the checkpoint says of itself."""
+    for key in ("model_name", "patch_size", "tubelet_size", "frames_per_clip", "uniform_power", "pos_embed",
+                "bidirectional"):  # fmt: skip
+        given, value = getattr(pretrain, key), truth.get(key, getattr(pretrain, key))
         if key in pretrain.model_fields_set and given != value:
             raise UserError(
                 f"pretrain.{key} is {given}, but {path} was trained with {value}: set pretrain.{key}={value}"
             )
-
-
-def build_encoder(
-    pretrain: PretrainedConfig, trained_as: PretrainConfig | None, resolution: int, seed: int
-) -> VideoEncoder:
-    """The untrained encoder, drawn as pretraining draws it; the caller's random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        if trained_as is not None:
-            return init_video_model(trained_as)[0]
-        torch.manual_seed(seed)
-        if backbone(pretrain.model_name).mixer == "mamba":
-            options = {"pos_embed": pretrain.pos_embed, "bidirectional": pretrain.bidirectional}
-        else:
-            options = {"use_sdpa": pretrain.use_sdpa}
-        return create_encoder(
-            pretrain.model_name,
-            img_size=resolution,
-            patch_size=pretrain.patch_size,
-            num_frames=pretrain.frames_per_clip,
-            tubelet_size=pretrain.tubelet_size,
-            uniform_power=pretrain.uniform_power,
-            **options,
-        )
 
 
 def probe_heads(encoder: VideoEncoder) -> int:

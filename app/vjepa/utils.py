@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from app.vjepa.config import PretrainConfig
 from src.models.decay import decays
-from src.models.loading import build_encoder
-from src.models.registry import backbone, create_predictor
+from src.models.spec import encoder_spec, predictor_spec
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock
 from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
@@ -24,29 +23,9 @@ from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
 def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
     """Encoder and predictor of a configuration, initialised from meta.seed (so a random baseline can be made again)."""
     torch.manual_seed(cfg.meta.seed)
-    data, model = cfg.data, cfg.model
-    shape = {
-        "img_size": data.crop_size,
-        "patch_size": data.patch_size,
-        "num_frames": data.num_frames,
-        "tubelet_size": data.tubelet_size,
-        "uniform_power": model.uniform_power,
-    }
-    encoder = build_encoder(cfg.model_dump())
-    options = {"use_sdpa": cfg.meta.use_sdpa} if backbone(model.pred_model_name).mixer == "attention" else {}
-    predictor = create_predictor(
-        model.pred_model_name,
-        embed_dim=encoder.embed_dim,
-        predictor_embed_dim=model.pred_embed_dim,
-        depth=model.pred_depth,
-        num_heads=model.pred_num_heads,
-        token_order=model.pred_token_order,
-        use_mask_tokens=model.use_mask_tokens,
-        num_mask_tokens=len(cfg.mask),
-        zero_init_mask_tokens=model.zero_init_mask_tokens,
-        **shape,
-        **options,
-    )
+    config = cfg.model_dump()
+    encoder = encoder_spec(config).build()
+    predictor = predictor_spec(config).build()
     return encoder, predictor
 
 

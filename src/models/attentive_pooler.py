@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from src.models.backbone import LayerNorm, init_linear
+from src.models.backbone import init_linear
 from src.models.utils.attention import Block, CrossAttentionBlock
 
 
@@ -23,7 +23,7 @@ class AttentivePooler(nn.Module):
         mlp_ratio: float = 4.0,
         depth: int = 1,
         qkv_bias: bool = True,
-        norm_layer: type[nn.Module] = LayerNorm,
+        norm_layer: type[nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class AttentiveClassifier(nn.Module):
         num_classes: int = 1000,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: type[nn.Module] = LayerNorm,
+        norm_layer: type[nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
         init_std: float = 0.02,
     ) -> None:
         super().__init__()

@@ -1,45 +1,223 @@
-"""From a pretraining config, or a checkpoint that carries one, to an encoder."""
+"""Encoders, predictors and probes from files: our checkpoints and exports, V-JEPA's and VideoMamba's published ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from src.models.attentive_pooler import AttentiveClassifier
 from src.models.backbone import VideoEncoder
-from src.models.registry import backbone, create_encoder
+from src.models.predictor import Predictor
+from src.models.registry import BACKBONES, default_num_heads
+from src.models.spec import EncoderSpec, describe_encoder, describe_predictor, encoder_spec, predictor_spec
+from src.models.weights import Report, adapt, bare_names
 from src.utils.checkpoint import load, load_state_dict_strict, strip_prefixes
-from src.utils.errors import UserError
+from src.utils.errors import UserError, one_line
+from src.utils.logging import get_logger
+
+logger = get_logger(__name__)
+T = TypeVar("T")
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of an exported folder
+_PLACES = ("target_encoder", "model", "module")  # of an encoder in a file: V-JEPA's and ours, VideoMamba's
 
 
-def build_encoder(config: Mapping[str, Any]) -> VideoEncoder:
-    """Encoder of a pretraining config, as plain dictionaries with the YAML's sections and every default filled in."""
-    data, model = config["data"], config["model"]
-    options = {
-        "img_size": data["crop_size"],
-        "patch_size": data["patch_size"],
-        "num_frames": data["num_frames"],
-        "tubelet_size": data["tubelet_size"],
-        "uniform_power": model["uniform_power"],
-        "drop_path_rate": model["drop_path_rate"],
-    }
-    if backbone(model["model_name"]).mixer == "mamba":
-        options |= {"pos_embed": model["pos_embed"], "bidirectional": model["bidirectional"]}
-    else:
-        options |= {"use_sdpa": config["meta"]["use_sdpa"]}
-    return create_encoder(model["model_name"], **options)
+class Source(NamedTuple):
+    """One model of a file, its tensors still on the disk.
+
+    `key` is where in the file it is, '' if the model is all there is; `spec` is set where the file has a config of
+    ours; `state` is the whole file.
+    """
+
+    path: Path
+    key: str
+    tensors: Mapping[str, Tensor]
+    spec: EncoderSpec | None
+    state: dict[str, Any]
+
+    @property
+    def what(self) -> str:
+        return f"{self.path}, {self.key}" if self.key else str(self.path)
 
 
-def load_encoder(path: str | Path, key: str = "target_encoder") -> VideoEncoder:
-    """Encoder of one of our pretraining checkpoints, in eval mode, on the CPU.
+class Weights(NamedTuple):
+    """An encoder: what it is, tensors made to fit it, and what was done to them."""
+
+    spec: EncoderSpec
+    tensors: dict[str, Tensor]
+    report: Report
+
+    def build(self) -> VideoEncoder:
+        """The encoder with these weights, in eval mode. Raises UserError, naming the first tensor that does not fit."""
+        encoder = self.spec.build("meta")  # no weights are drawn: the caller's random state stays what it was
+        load_state_dict_strict(encoder, self.tensors, self.report.source, assign=True)
+        return encoder.eval()
+
+
+def load_encoder(path: str | Path, key: str | None = None, **changes: Any) -> VideoEncoder:
+    """Encoder of a file, in eval mode, on the CPU; the log says what became of the file's tensors.
 
     Its forward takes normalised clips (B, C, T, H, W), ImageNet's mean and deviation, and gives tokens (B, N, D).
-    Raises UserError if the file is not such a checkpoint.
+
+    Args:
+        path: checkpoint of ours, folder written by src.utils.export (or the .safetensors in it), V-JEPA's .pth.tar, or
+            VideoMamba's .pth (image and video models).
+        key: which of the file's models, such as 'encoder'. Unset: target_encoder, or where VideoMamba has it.
+        changes: see `fit_encoder`.
+
+    Raises:
+        UserError: no such file or key, damaged, holding code, another model, or a tensor that does not fit; one line.
     """
-    state = load(path)
-    missing = [name for name in (key, "config") if name not in state]
-    if missing:
-        raise UserError(f"{path}: not a checkpoint of this code base: it has no {', '.join(missing)}")
-    encoder = build_encoder(state["config"])
-    load_state_dict_strict(encoder, strip_prefixes(state[key]), f"{path}: {key}")
-    return encoder.eval()
+    weights = fit_encoder(open_weights(path, key), **changes)
+    encoder = weights.build()
+    logger.info(str(weights.report))
+    return encoder
+
+
+def open_weights(path: str | Path, key: str | None = None) -> Source:
+    """Find a model in a file without reading its tensors yet. Arguments and errors are those of `load_encoder`."""
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return _open_export(path, key)
+    return _pick(load(path, mmap=True), key, path)
+
+
+def _pick(state: dict[str, Any], key: str | None, path: Path) -> Source:
+    if key is None:
+        if state and _are_weights(state):  # VideoMamba's image models, as published
+            return Source(path, "", state, None, {})
+        key = next((place for place in _PLACES if place in state), _PLACES[0])
+    if not _are_weights(state.get(key)):
+        found = [name for name, value in state.items() if value and _are_weights(value)]
+        raise UserError(f"{path}: no weights under '{key}'; it holds {', '.join(found) or 'none'}")
+    spec = _by_config(encoder_spec, state, path) if "config" in state else None
+    return Source(path, key, state[key], spec, state)
+
+
+def fit_encoder(
+    source: Source,
+    *,
+    model_name: str | None = None,
+    img_size: int | None = None,
+    num_frames: int | None = None,
+    tubelet_size: int | None = None,
+    keep_cls_token: bool = True,
+    keep_head: bool = False,
+    allow_unused: Iterable[str] = (),
+) -> Weights:
+    """Tensors of one of our encoders from those of a file.
+
+    Args:
+        model_name: what it must be; it is read off the file anyway.
+        img_size, num_frames, tubelet_size: sizes to build it for, where they are not to be those of the file: positions
+            are resampled and the patch embedding is inflated. Files with fixed positions and no config (V-JEPA's) do
+            not say how many frames they were made for: num_frames says it, 16 unless set.
+        keep_cls_token: False drops the class token of a file that has one.
+        keep_head: True keeps the classifier of a file that has one, for `encoder.logits`.
+        allow_unused: names, or shell patterns of names, that may be left out. Anything else left over is an error.
+    """
+    report = Report(source.what)
+    tensors = bare_names(source.tensors, report, allow_unused)
+    file = source.spec or describe_encoder(tensors, source.what, num_frames)
+    if model_name not in (None, file.name):
+        raise UserError(f"{source.what}: the weights are those of {file.name}, not of {model_name}")
+    sizes = {"img_size": img_size, "num_frames": num_frames, "tubelet_size": tubelet_size}
+    options = file.options | {name: size for name, size in sizes.items() if size is not None}
+    if keep_head and not options.get("num_classes"):
+        raise UserError(f"{source.what}: it has no head to keep")
+    if not keep_head and "num_classes" in options:
+        options["num_classes"] = 0
+    if not keep_cls_token and "cls_token" in options:
+        options["cls_token"] = False
+    wanted = EncoderSpec(file.name, options)
+    return Weights(wanted, _read(adapt(tensors, file, wanted, report)), report)
+
+
+def load_predictor(path: str | Path, num_frames: int | None = None, num_heads: int | None = None) -> Predictor:
+    """Predictor of our or V-JEPA's checkpoint, in eval mode, on the CPU.
+
+    Args:
+        num_frames: of a file without a config, the frames that it was made for; 16 unless set.
+        num_heads: of a file without a config; unset: the encoder's, as in V-JEPA.
+
+    Raises:
+        UserError: as for `load_encoder`.
+    """
+    source = open_weights(path, "predictor")
+    tensors = strip_prefixes(source.tensors)
+    if source.spec is not None:
+        spec = _by_config(predictor_spec, source.state, Path(path))
+    else:
+        of = _pick(source.state, None, Path(path))
+        encoder = describe_encoder(strip_prefixes(of.tensors), of.what, num_frames)
+        spec = describe_predictor(tensors, encoder, source.what, num_heads)
+    predictor = spec.build("meta")
+    load_state_dict_strict(predictor, _read(tensors), source.what, assign=True)
+    return predictor.eval()
+
+
+def load_probe(path: str | Path, key: str = "classifier", num_heads: int | None = None) -> AttentiveClassifier:
+    """Attentive probe of our or V-JEPA's evaluations (k400-probe.pth.tar, ...), in eval mode, on the CPU.
+
+    `num_heads`: unset, those of the ViT of its width, which is what V-JEPA's probes have. Raises UserError as
+    `load_encoder` does.
+    """
+    source = open_weights(path, key)
+    what, tensors = source.what, _read(strip_prefixes(source.tensors))
+    if "linear.weight" not in tensors or "pooler.query_tokens" not in tensors:
+        raise UserError(f"{what}: not an attentive probe: it has no pooler.query_tokens and linear.weight")
+    num_classes, width = tensors["linear.weight"].shape
+    of_table = next((row.num_heads for row in BACKBONES.values() if row.num_heads and row.embed_dim == width), None)
+    heads = num_heads or of_table or default_num_heads(width)
+    if width % heads:
+        raise UserError(f"{what}: {heads} heads do not divide its width of {width}: choose another num_heads")
+    depth = 1 + len({name.split(".")[2] for name in tensors if name.startswith("pooler.blocks.")})
+    with torch.device("meta"):
+        probe = AttentiveClassifier(width, heads, depth, num_classes)
+    load_state_dict_strict(probe, tensors, what, assign=True)
+    return probe.eval()
+
+
+def _are_weights(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _read(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in memory, in float32, of tensors that may be on the disk."""
+    return {name: tensor.float().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _by_config(read: Callable[[Mapping[str, Any]], T], state: Mapping[str, Any], path: Path) -> T:
+    """What `read` finds in a checkpoint's config. Raises UserError if a key is missing."""
+    try:
+        return read(state["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: its config is not a pretraining config of this version: {one_line(error)}") from None
+
+
+def _open_export(path: Path, key: str | None) -> Source:
+    """The encoder of a folder that src.utils.export wrote."""
+    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    about = weights.with_name(CONFIG_FILE)
+    try:
+        config = json.loads(about.read_text(encoding="utf-8"))
+        spec = EncoderSpec(config["model_name"], config["options"])
+        own, training = config["checkpoint_key"], config["training"]
+        tensors = load_file(weights)
+    except OSError as error:
+        file = error.filename or weights
+        raise UserError(f"{file}: {error.strerror or 'no such file'}: not what src.utils.export wrote") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{about}: not what src.utils.export wrote: {one_line(error)}") from None
+    except SafetensorError as error:
+        raise UserError(f"{weights}: damaged weights: {one_line(error)}") from None
+    if key not in (None, own):
+        raise UserError(f"{path}: it was exported from '{own}' and has no '{key}'")
+    return Source(weights, own, tensors, spec, {"training": training})

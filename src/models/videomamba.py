@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from src.models.backbone import VideoEncoder, mamba_trunk
-from src.models.utils.pos_embs import Grid
+from src.models.utils.pos_embs import Grid, resample_plane, resample_time
 from src.utils.errors import UserError
 
 
@@ -73,14 +72,8 @@ class VideoMamba(VideoEncoder):
             return torch.zeros((), device=self.norm_f.weight.device)
         if self.pos_kind == "sincos":
             return super().positions(grid)
-        space_1PD = self.pos_embed[:, -self.grid.h * self.grid.w :]
-        time_1TD = self.temporal_pos_embedding
-        if (grid.h, grid.w) != (self.grid.h, self.grid.w):
-            plane = space_1PD.reshape(1, self.grid.h, self.grid.w, -1).permute(0, 3, 1, 2)
-            plane = F.interpolate(plane, size=(grid.h, grid.w), mode="bicubic", align_corners=False)
-            space_1PD = plane.flatten(2).transpose(1, 2)
-        if grid.t != self.grid.t:
-            time_1TD = F.interpolate(time_1TD.transpose(1, 2), size=grid.t, mode="linear").transpose(1, 2)
+        space_1PD = resample_plane(self.pos_embed[:, -self.grid.h * self.grid.w :], self.grid, grid)
+        time_1TD = resample_time(self.temporal_pos_embedding, grid.t)
         return (time_1TD[:, :, None] + space_1PD[:, None]).flatten(1, 2)
 
     def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:

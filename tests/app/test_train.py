@@ -230,7 +230,7 @@ def test_the_checkpoint_s_encoder_in_one_call(lists, tmp_path):
     assert not encoder.training
     assert_same(encoder.state_dict(), load(tmp_path / "jepa-latest.pth.tar")["target_encoder"])
     assert encoder(torch.randn(1, 3, 4, 32, 32)).shape == (1, 32, 192)
-    with pytest.raises(UserError, match="has no teacher"):
+    with pytest.raises(UserError, match="no weights under 'teacher'"):
         load_encoder(tmp_path / "jepa-latest.pth.tar", key="teacher")
 
 
@@ -260,6 +260,40 @@ def test_a_resumed_run_takes_the_optimizer_s_settings_from_its_config(lists, tmp
     groups = run.optimizer.param_groups
     assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 0.5, 0.5]
     assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 for group in groups)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(lists, tmp_path, caplog):
+    main(config(lists, tmp_path / "whole"))
+    folder = tmp_path / "run"
+    cfg = config(lists, folder)
+    main(cfg)
+    latest, previous = folder / "jepa-latest.pth.tar", folder / "jepa-previous.pth.tar"
+    latest.write_bytes(latest.read_bytes()[:-100])
+    main(cfg, resume_preempt=True)
+    assert f"{latest}: truncated checkpoint: its end is missing; going back to {previous}" in caplog.messages
+    assert f"resumed from {previous} at step 3 (epoch 2, step 0 of 3)" in caplog.messages
+    assert_same(load(latest)["encoder"], load(tmp_path / "whole/jepa-latest.pth.tar")["encoder"])
+    assert load(previous)["step"] == 3  # not replaced by the damaged one
+    assert (folder / "jepa-latest.pth.tar.damaged").exists()
+    for path in (latest, previous):
+        path.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"latest.*truncated checkpoint.*previous.*no good checkpoint is left"):
+        main(cfg, resume_preempt=True)
+
+
+def test_other_batches_go_on_at_the_same_point_of_the_data(lists, tmp_path, caplog):
+    """16 videos: 8 steps an epoch with batches of 2, 4 with batches of 4."""
+    main(config(lists, tmp_path, optimization={"ipe": None, "epochs": 1}))
+    larger = config(lists, tmp_path, data={"batch_size": 4}, optimization={"ipe": None, "epochs": 2})
+    main(larger, resume_preempt=True)
+    state = load(tmp_path / "jepa-latest.pth.tar")
+    assert (state["epoch"], state["itr"], state["step"], state["samples"]) == (2, 0, 8, 32)
+    said = "written by 1 processes with batches of 2 and 8 steps an epoch, which now are 1, 4 and 4"
+    assert any(said in message for message in caplog.messages)
+    assert [(int(r["epoch"]), int(r["itr"])) for r in rows(tmp_path)] == [
+        *((0, i) for i in range(8)),
+        *((1, i) for i in range(4)),
+    ]
 
 
 def test_missing_checkpoint_is_an_error_when_named(lists, tmp_path):

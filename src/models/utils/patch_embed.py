@@ -6,6 +6,19 @@ import torch
 from torch import nn
 
 
+def inflate(weight: torch.Tensor, tubelet_size: int) -> torch.Tensor:
+    """Kernel of images (D, C, h, w) or of short tubelets (D, C, t, h, w) -> of longer ones (D, C, tubelet_size, h, w).
+
+    Repeated over time and divided by the number of repetitions (Carreira & Zisserman 2017, section 2.4.1), so that a
+    clip that stands still gives what the image gave. Raises ValueError if tubelet_size is no multiple of t.
+    """
+    weight = weight.unsqueeze(2) if weight.dim() == 4 else weight
+    times, rest = divmod(tubelet_size, weight.shape[2])
+    if rest or not times:
+        raise ValueError(f"a kernel over {weight.shape[2]} frames cannot be repeated to span {tubelet_size}")
+    return weight.repeat(1, 1, times, 1, 1) / times
+
+
 class PatchEmbed3D(nn.Module):
     """Tubelets of (tubelet_size, patch_size, patch_size) pixels -> tokens, by a 3-D convolution with that stride.
 

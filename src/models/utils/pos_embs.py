@@ -79,3 +79,19 @@ def interpolate_pos_embed(pos_1ND: torch.Tensor, old: Grid, new: Grid) -> torch.
     scale = tuple(n / o for n, o in zip(new, old))
     volume = F.interpolate(volume, scale_factor=scale, mode="trilinear")
     return volume.permute(0, 2, 3, 4, 1).reshape(1, new.size, dim)
+
+
+def resample_plane(pos_1PD: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+    """Learned positions of a frame's patches, resampled (bicubic, as VideoMamba does) -> (1, new.h * new.w, D)."""
+    if old[1:] == new[1:]:
+        return pos_1PD
+    plane = pos_1PD.reshape(1, old.h, old.w, -1).permute(0, 3, 1, 2)
+    plane = F.interpolate(plane, size=(new.h, new.w), mode="bicubic", align_corners=False)
+    return plane.flatten(2).transpose(1, 2)
+
+
+def resample_time(pos_1TD: torch.Tensor, frames: int) -> torch.Tensor:
+    """Learned positions of a clip's tubelets, resampled (linear, as VideoMamba does) -> (1, frames, D)."""
+    if pos_1TD.shape[1] == frames:
+        return pos_1TD
+    return F.interpolate(pos_1TD.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)

@@ -1,0 +1,174 @@
+"""What a model is, read off a pretraining config or off the names and shapes of its tensors.
+
+Legend: D width, P patches of a frame, N tokens of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.models.backbone import VideoEncoder
+from src.models.predictor import Predictor
+from src.models.registry import BACKBONES, backbone, create_encoder, create_predictor
+from src.models.utils.pos_embs import Grid, sincos_pos_embed_3d, token_grid
+from src.utils.errors import UserError
+
+PATCH, POS, TIME, CLS = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding", "cls_token"
+_MIXER_KEY = {"attention": "attn.qkv.weight", "mamba": "mixer.in_proj.weight"}
+_FIRST_BLOCK = {"attention": f"blocks.0.{_MIXER_KEY['attention']}", "mamba": f"layers.0.{_MIXER_KEY['mamba']}"}
+_DEFAULT_FRAMES = 16
+
+
+class EncoderSpec(NamedTuple):
+    """`create_encoder(name, **options)`."""
+
+    name: str
+    options: dict[str, Any]
+
+    def build(self, device: str = "cpu") -> VideoEncoder:
+        with torch.device(device):
+            return create_encoder(self.name, **self.options)
+
+    @property
+    def grid(self) -> Grid:
+        o = self.options
+        return token_grid(o["num_frames"], o["img_size"], o["patch_size"], o["tubelet_size"])
+
+
+class PredictorSpec(NamedTuple):
+    """`create_predictor(name, **options)`."""
+
+    name: str
+    options: dict[str, Any]
+
+    def build(self, device: str = "cpu") -> Predictor:
+        with torch.device(device):
+            return create_predictor(self.name, **self.options)
+
+
+def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
+    """Encoder of a pretraining config, as plain dictionaries with the YAML's sections and every default filled in."""
+    model = config["model"]
+    options = _clip(config) | {"drop_path_rate": model["drop_path_rate"]}
+    if backbone(model["model_name"]).mixer == "mamba":
+        options |= {"pos_embed": model["pos_embed"], "bidirectional": model["bidirectional"]}
+    else:
+        options |= {"use_sdpa": config["meta"]["use_sdpa"]}
+    return EncoderSpec(model["model_name"], options)
+
+
+def predictor_spec(config: Mapping[str, Any]) -> PredictorSpec:
+    """Predictor of a pretraining config."""
+    model = config["model"]
+    options = _clip(config) | {
+        "embed_dim": backbone(model["model_name"]).embed_dim,
+        "predictor_embed_dim": model["pred_embed_dim"],
+        "depth": model["pred_depth"],
+        "num_heads": model["pred_num_heads"],
+        "token_order": model["pred_token_order"],
+        "use_mask_tokens": model["use_mask_tokens"],
+        "num_mask_tokens": len(config["mask"]),
+        "zero_init_mask_tokens": model["zero_init_mask_tokens"],
+    }
+    if backbone(model["pred_model_name"]).mixer == "attention":
+        options |= {"use_sdpa": config["meta"]["use_sdpa"]}
+    return PredictorSpec(model["pred_model_name"], options)
+
+
+def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What encoder and predictor must agree on."""
+    data = config["data"]
+    return {
+        "img_size": data["crop_size"],
+        "patch_size": data["patch_size"],
+        "num_frames": data["num_frames"],
+        "tubelet_size": data["tubelet_size"],
+        "uniform_power": config["model"]["uniform_power"],
+    }
+
+
+def describe_encoder(tensors: Mapping[str, Tensor], what: str, num_frames: int | None = None) -> EncoderSpec:
+    """Which encoder has these tensors (bare names), read off their names and shapes.
+
+    The grid of learned positions follows from them. Fixed ones only say how many tokens there are: `num_frames`, 16
+    unless given, splits them into frames and patches.
+
+    Raises:
+        UserError: neither a ViT's nor a VideoMamba's names, a size that is not in the table, or positions that are no
+            whole grid.
+    """
+    mixer = next((kind for kind, key in _FIRST_BLOCK.items() if key in tensors), None)
+    kernel = tensors.get(PATCH)
+    if mixer is None or kernel is None or kernel.dim() not in (4, 5) or POS not in tensors:
+        wanted = f"{PATCH}, {POS} and {' or '.join(_FIRST_BLOCK.values())}"
+        raise UserError(f"{what}: not an encoder: it should have {wanted}; it has {_first(tensors)}")
+    width, depth = len(kernel), len({name.split(".")[1] for name in tensors if re.match(r"(blocks|layers)\.\d", name)})
+    name = next((n for n, r in BACKBONES.items() if (r.mixer, r.embed_dim, r.depth) == (mixer, width, depth)), None)
+    if name is None:
+        kind = "ViT" if mixer == "attention" else "VideoMamba"
+        raise UserError(f"{what}: a {kind} {width} wide and {depth} deep, which is not in src/models/registry.py")
+    options = {"patch_size": kernel.shape[-1], "tubelet_size": kernel.shape[2] if kernel.dim() == 5 else 1}
+    if mixer == "mamba":
+        options |= {
+            "pos_embed": "learned" if TIME in tensors or kernel.dim() == 4 else "sincos",
+            "bidirectional": "layers.0.mixer.A_b_log" in tensors,
+            "cls_token": CLS in tensors,
+            "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
+        }
+    grid = _grid_of(tensors, options, num_frames, what)
+    options |= {"img_size": grid.h * options["patch_size"], "num_frames": grid.t * options["tubelet_size"]}
+    if options.get("pos_embed") != "learned":
+        uniform = sincos_pos_embed_3d(width, grid, uniform_power=True)
+        options["uniform_power"] = torch.allclose(tensors[POS].float(), uniform, atol=1e-3)
+    return EncoderSpec(name, options)
+
+
+def _grid_of(tensors: Mapping[str, Tensor], options: Mapping[str, Any], num_frames: int | None, what: str) -> Grid:
+    """Grid of square frames that the positions were made for."""
+    tokens, t = tensors[POS].shape[1], (num_frames or _DEFAULT_FRAMES) // options["tubelet_size"]
+    if options.get("pos_embed") == "learned":
+        t = tensors[TIME].shape[1] if TIME in tensors else t
+        patches, rest = tokens - options["cls_token"], 0
+    else:
+        patches, rest = divmod(tokens, max(t, 1))
+    side = math.isqrt(patches)
+    if rest or side**2 != patches:
+        raise UserError(
+            f"{what}: {tokens} positions are not those of {t} tubelets of square frames: "
+            "set num_frames to the number that it was made for"
+        )
+    return Grid(t, side, side)
+
+
+def describe_predictor(
+    tensors: Mapping[str, Tensor], encoder: EncoderSpec, what: str, num_heads: int | None = None
+) -> PredictorSpec:
+    """Which predictor for `encoder` has these tensors (bare names).
+
+    Heads leave no trace in a file. V-JEPA gives its predictor as many as its encoder has, and so does this.
+    Raises UserError if it is no predictor.
+    """
+    mixer = next((kind for kind, key in _MIXER_KEY.items() if f"predictor_blocks.0.{key}" in tensors), None)
+    embed = tensors.get("predictor_embed.weight")
+    if mixer is None or embed is None:
+        raise UserError(f"{what}: not a predictor: it should have predictor_embed.weight; it has {_first(tensors)}")
+    name = next(n for n, row in BACKBONES.items() if row.mixer == mixer)  # for its mixer: the sizes follow
+    options = {key: encoder.options[key] for key in ("img_size", "patch_size", "num_frames", "tubelet_size")}
+    options |= {
+        "predictor_embed_dim": embed.shape[0],
+        "embed_dim": embed.shape[1],
+        "depth": len({key.split(".")[1] for key in tensors if key.startswith("predictor_blocks.")}),
+        "num_mask_tokens": sum(key.startswith("mask_tokens.") for key in tensors),
+        "num_heads": num_heads or BACKBONES[encoder.name].num_heads,
+    }
+    return PredictorSpec(name, options)
+
+
+def _first(tensors: Mapping[str, Any], count: int = 3) -> str:
+    return ", ".join(list(tensors)[:count]) + (", ..." if len(tensors) > count else "") or "nothing"
