@@ -92,7 +92,7 @@ def resume(cfg: PretrainConfig, run: Run, checkpoints: list[Path], world_size: i
     now = (world_size, cfg.data.batch_size, run.steps_per_epoch)
     if before != now and None not in before:
         logger.warning(
-            "it was written by {} processes with batches of {} and {} steps an epoch, ".format(*before)
+            "it was written with world size {}, batch size {} and {} steps an epoch, ".format(*before)
             + "which now are {}, {} and {}: the run goes on at the same sample, its steps are others".format(*now)
         )
 

@@ -288,7 +288,7 @@ def test_other_batches_go_on_at_the_same_point_of_the_data(lists, tmp_path, capl
     main(larger, resume_preempt=True)
     state = load(tmp_path / "jepa-latest.pth.tar")
     assert (state["epoch"], state["itr"], state["step"], state["samples"]) == (2, 0, 8, 32)
-    said = "written by 1 processes with batches of 2 and 8 steps an epoch, which now are 1, 4 and 4"
+    said = "written with world size 1, batch size 2 and 8 steps an epoch, which now are 1, 4 and 4"
     assert any(said in message for message in caplog.messages)
     assert [(int(r["epoch"]), int(r["itr"])) for r in rows(tmp_path)] == [
         *((0, i) for i in range(8)),

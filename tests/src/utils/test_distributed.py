@@ -22,6 +22,8 @@ def test_alone():
     assert distributed.is_main()
     distributed.barrier()
     assert torch.equal(distributed.all_reduce_mean(torch.ones(2)), torch.ones(2))
+    assert distributed.agree(3, True) == [3, 1]
+    assert distributed.gather_objects("a") == ["a"]
     assert not dist.is_initialized()
 
 
@@ -42,6 +44,16 @@ def test_missing_peers_are_an_error_not_a_run_of_one():
         distributed.init_distributed(0, 2, port=0, device="cpu", timeout_s=1)
     assert not dist.is_initialized()
     assert distributed.current().world_size == 1
+
+
+def test_the_time_out_comes_from_the_environment(monkeypatch):
+    for text in ("soon", "0", "-3", "nan"):
+        monkeypatch.setenv("COLLECTIVE_TIMEOUT_S", text)
+        with pytest.raises(UserError, match=f"COLLECTIVE_TIMEOUT_S={text}: expected a number of seconds above 0"):
+            distributed.init_distributed(0, 2, port=0, device="cpu")
+    monkeypatch.setenv("COLLECTIVE_TIMEOUT_S", "1")
+    with pytest.raises(dist.DistError):
+        distributed.init_distributed(0, 2, port=0, device="cpu")
 
 
 def test_a_port_that_is_taken_is_named():
