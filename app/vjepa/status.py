@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -127,18 +128,42 @@ def _ending(logs: Path, job: str) -> _Ending | None:
         if "triggered an exception" in attempt:
             failed.append(out)
     # One process fails and the others lose their peer: the first is the cause, and so is a user's mistake.
-    reasons = [_last_line(out.with_suffix(".err")) for out in sorted(failed, key=lambda out: out.stat().st_mtime_ns)]
+    failed.sort(key=lambda out: out.stat().st_mtime_ns)
+    reasons = [_last_own(out.with_suffix(".err")) for out in failed]
     if reasons:
         mine = [reason for reason in reasons if "UserError: " in reason]
         return _Ending("failed", (mine or reasons)[0].rpartition("UserError: ")[2], failed[0])
     err = logs / f"{job}_0_log.err"
-    last = _last_line(err)
-    if last.startswith(("slurmstepd: error:", "srun: error:")) and not _older(err, logs / f"{job}_0_log.out"):
-        return _Ending("waiting" if "PREEMPTION" in last else "failed", last, err)
+    complaint = _slurm_says(err)
+    if complaint and not _older(err, logs / f"{job}_0_log.out"):
+        again = any(word in complaint for word in ("REQUEUE", "PREEMPTION", "NODE FAILURE"))
+        return _Ending("waiting", "queued again", err) if again else _Ending("failed", complaint, err)
     return None
 
 
-def _last_line(path: Path) -> str:
-    """The last line of a log that is not empty."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+# What a job's log still gets while SLURM is ending it; anything else is from a process at work.
+_LAST_WORDS = re.compile(
+    r"slurmstepd|srun|submitit|.*\] (Bypassing|Caught|Calling|Requeued|Exiting|Job has|stopped by) "
+)
+
+
+def _slurm_says(err: Path) -> str:
+    """SLURM's own last complaint, as `*** JOB 7 ON n0 CANCELLED ... ***`, if no process has gone on after it."""
+    for line in reversed(_lines(err)):
+        complaint = re.match(r"slurmstepd\S*: error: (.*)", line)
+        if complaint:
+            return complaint.group(1)
+        if not _LAST_WORDS.match(line):
+            break
+    return ""
+
+
+def _last_own(err: Path) -> str:
+    """The last line that a process wrote itself, where it failed that of its exception."""
+    return next((line for line in reversed(_lines(err)) if not _LAST_WORDS.match(line)), "")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a log that are not empty."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [line.strip() for line in text.split("\n") if line.strip()]

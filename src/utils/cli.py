@@ -140,6 +140,8 @@ def run_on_cluster(
     for option in ("fname", "folder"):
         if getattr(args, option) is None:
             parser.error(f"--{option} is missing")
+    if args.signal_delay_s >= 60 * args.minutes:
+        parser.error(f"--signal-delay {args.signal_delay_s} leaves nothing of --time {args.minutes} (minutes)")
     wait_without_spinning()  # the jobs inherit it
     from src.utils.cluster import Resources, Run, submit
     from src.utils.sweep import Planned, Record, plan

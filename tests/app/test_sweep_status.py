@@ -105,19 +105,25 @@ def test_what_logs_tell(tmp_path):
     write_log(logs, "7", start)
     assert ending() == ("running", "")
     write_log(logs, "7", start + bad, "RuntimeError: Connection closed by peer\n\n")
-    write_log(logs, "7", start + bad, trace, rank=1)
+    write_log(logs, "7", start + bad, trace + "srun: error: n0: task 1: Exited with exit code 1\n", rank=1)
     assert ending() == ("failed", "the loss is nan at epoch 1, step 0")
     write_log(logs, "7", start + bad + start, trace)
     write_log(logs, "7", start + bad + start, trace, rank=1)
     assert ending() == ("running", "")
     write_log(logs, "7", start + "submitit INFO - Requeued job 7 (9 remaining timeouts)\n")
     assert ending() == ("waiting", "queued again")
-    write_log(logs, "7", start, "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.\n")
-    assert ending() == ("failed", "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.")
-    write_log(logs, "7", start, "slurmstepd: error: *** JOB 7 ON n0 CANCELLED AT 2030 DUE TO PREEMPTION ***\n")
-    assert ending()[0] == "waiting"
+    write_log(logs, "7", start, "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.\nsrun: error: Killed\n")
+    assert ending() == ("failed", "Detected 1 oom-kill event(s) in StepId=7.0.")
+    cancelled = "slurmstepd-n0: error: *** JOB 7 ON n0 CANCELLED AT 2030{} ***\nsubmitit WARNING - Bypassing SIGTERM\n"
+    write_log(logs, "7", start, cancelled.format("") + "[INFO][2030] stopped by SIGTERM: saved\n")
+    assert ending() == ("failed", "*** JOB 7 ON n0 CANCELLED AT 2030 ***")
+    write_log(logs, "7", start, cancelled.format(" DUE TO JOB REQUEUE"))
+    assert ending() == ("waiting", "queued again")
+    write_log(logs, "7", start, cancelled.format("") + "[INFO][2030] step 10/20\n")
+    assert ending() == ("running", ""), "it goes on after that"
+    write_log(logs, "7", start, cancelled.format(""))
     os.utime(logs / "7_0_log.err", (1, 1))
-    assert ending() == ("running", ""), "the csv is younger than what the log complains of"
+    assert ending() == ("running", ""), "it has started again since"
 
 
 def results(folder, tag, **accuracies):

@@ -1,0 +1,189 @@
+"""A real SLURM of two nodes on this machine, for the tests beside this file.
+
+It has its own munge, its own ports and one folder, and is stopped without a trace. It needs root, and slurm-wlm
+and munge of Debian or Ubuntu.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.datasets.motion import write_motion
+
+NODES, CPUS = ("n0", "n1"), 2
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
+_START_S = 30.0
+
+# `low` gives way to `high`: its jobs have some seconds' grace and are queued again. Preemption is announced by SIGTERM
+# alone, which submitit ignores; sites that set preempt_send_user_signal send what announces a time limit too.
+_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdParameters=config_overrides
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+KillWait=2
+NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=4000
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=4000
+PartitionName=low Nodes=n0,n1 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=25
+PartitionName=high Nodes=n0,n1 PriorityTier=10 PreemptMode=OFF
+"""
+
+
+class Cluster:
+    """Use as a context manager. Raises RuntimeError where it cannot be started, saying why."""
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            raise RuntimeError("a SLURM cluster of our own can only be started by root")
+        missing = [name for name in PROGRAMS if shutil.which(name) is None]
+        if missing:
+            raise RuntimeError(f"{missing[0]} is not installed (apt-get install slurm-wlm munge)")
+
+    def __enter__(self) -> Cluster:
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-test-", dir="/run"))  # munge wants no one else to write here
+        self.folder.chmod(0o755)
+        (self.folder / "state").mkdir()
+        conf = self.folder / "slurm.conf"
+        host = socket.gethostname().split(".")[0]
+        conf.write_text(_CONF.format(folder=self.folder, host=host, ports=_free_ports(3), cpus=CPUS))
+        self.env = {**os.environ, "SLURM_CONF": str(conf)}
+        try:
+            self._start(conf)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self, conf: Path) -> None:
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        files = {"key-file": "munge.key", "log-file": "munge.log", "pid-file": "munge.pid", "seed-file": "munge.seed"}
+        places = [f"--{option}={self.folder / name}" for option, name in files.items()]
+        self.run("munged", f"--socket={self.folder}/munge.socket", *places)
+        self.run("slurmctld", "-f", str(conf))
+        for node in NODES:
+            (self.folder / f"spool-{node}").mkdir()
+            self.run("slurmd", "-f", str(conf), "-N", node)
+        deadline = time.monotonic() + _START_S
+        while self.run("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N", check=False).split() != list(NODES):
+            if time.monotonic() > deadline:
+                logs = "".join(path.read_text() for path in self.folder.glob("*.log"))
+                errors = [line for line in logs.splitlines() if "error" in line or "fatal" in line]
+                raise RuntimeError(f"SLURM did not start: {errors[-1] if errors else 'its logs name no error'}")
+            time.sleep(0.2)
+
+    def run(self, *words: str, check: bool = True) -> str:
+        """A command of this cluster; its output."""
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=60)
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def state(self, job: str) -> str:
+        """SLURM's word for the state of a job, empty when it has forgotten it."""
+        return self.run("squeue", "-h", "-j", job, "-o", "%T", check=False).strip()
+
+    def start_now(self, job: str) -> None:
+        """A requeued job waits for two minutes; not this one."""
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def __exit__(self, *_: object) -> None:
+        self.run("scancel", "--state=PENDING", "--me", check=False)
+        self.run("scancel", "--state=RUNNING", "--me", check=False)
+        deadline = time.monotonic() + 15
+        while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for name in (*(f"slurmd-{node}.pid" for node in NODES), "slurmctld.pid", "munge.pid"):
+            _end(self.folder / name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end(pid_file: Path) -> None:
+    """End the daemon that wrote this file."""
+    if not pid_file.exists():
+        return
+    pid = int(pid_file.read_text())
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(pid, signum)
+            for _ in range(50):
+                os.kill(pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    try:
+        started = Cluster()
+        with started:
+            yield started
+    except RuntimeError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    """A pretraining file that trains in moments: ViT-Tiny on four frames of 32 pixels."""
+    root = tmp_path_factory.mktemp("slurm")
+    write_motion(root / "motion", train=32, val=16, workers=1)
+    raw = {
+        "data": {
+            "datasets": [str(root / "motion" / "train.csv")],
+            "batch_size": 2,
+            "num_frames": 4,
+            "sampling_rate": 1,
+            "crop_size": 32,
+            "num_workers": 0,
+            "mask_type": "random_tube",
+        },
+        "logging": {"folder": str(root / "unused")},
+        "mask": [{"ratio": 0.5}],
+        "model": {"model_name": "vit_tiny", "pred_depth": 1, "pred_embed_dim": 24, "use_mask_tokens": True},
+        "optimization": {"epochs": 1, "ipe": 80, "lr": 1e-4},
+    }
+    path = root / "recipe.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
