@@ -191,14 +191,14 @@ class CachedSource:
         """Steps of one epoch, the same on every process."""
         return -(-len(self.ids) // (self.batch_size * self.world_size))
 
-    def epoch(self, epoch: int) -> Iterator[FeatureBatch]:
-        """Yield len(self) batches; the last ones may be smaller or, for some processes, empty."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[FeatureBatch]:
+        """Yield batches start .. len(self) - 1; the last ones may be smaller or, for some processes, empty."""
         ids = self.ids
         if self.shuffle:
             ids = np.random.default_rng((self.seed, epoch)).permutation(ids)
         step = self.batch_size * self.world_size
-        for start in range(0, len(ids), step):
-            mine = ids[start : start + step][self.rank :: self.world_size]
+        for first in range(start * step, len(ids), step):
+            mine = ids[first : first + step][self.rank :: self.world_size]
             order = np.argsort(mine)  # ascending reads of the memory map, then back to the epoch's order
             block = torch.from_numpy(self.table.features_MVLD[mine[order]][np.argsort(order)]).float()
             yield FeatureBatch(

@@ -24,8 +24,8 @@ class FeatureSource(Protocol):
     def __len__(self) -> int:
         """Steps of an epoch, the same on every process."""
 
-    def epoch(self, epoch: int) -> Iterator[FeatureBatch]:
-        """This process's batches of one epoch."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[FeatureBatch]:
+        """This process's batches of one epoch, in training from step `start` on."""
 
 
 def autocast(device: torch.device, settings: ProbeSettings) -> torch.autocast:

@@ -28,10 +28,11 @@ from evals.finetune import encoder_groups
 from evals.frozen_encoder import Loaded
 from evals.heads import HeadGrid
 from evals.predict import FeatureSource, autocast, mean_probability, predict
-from evals.probe_files import ProbeSettings, choose_head
+from evals.probe_files import Position, ProbeSettings, choose_head
 from src.models.backbone import VideoEncoder
-from src.utils.distributed import all_reduce_sum, current
+from src.utils.distributed import agree, all_reduce_sum, barrier, current
 from src.utils.errors import UserError
+from src.utils.preemption import Preempted, listening, requested
 from src.utils.schedulers import warmup_cosine
 
 
@@ -116,15 +117,15 @@ def train_epoch(
     heads: HeadGrid,
     optimizer: torch.optim.AdamW,
     source: FeatureSource,
-    epoch: int,
+    at: Position,
     settings: ProbeSettings,
     device: torch.device,
-) -> tuple[list[float], list[float]]:
-    """One pass over the training features; returns mean loss and accuracy of each head over all processes."""
+) -> int:
+    """The rest of one pass over the training features; `at` moves along. Returns the signal that ended it, or 0."""
     heads.train()
-    total, totals = 0, torch.zeros(2 * len(heads), device=device)
-    for step, batch in enumerate(source.epoch(epoch), start=epoch * len(source)):
-        factor = lr_factor(step, len(source), settings)
+    totals, stop = torch.tensor(at.sums or [0.0] * (2 * len(heads)), device=device), 0
+    for batch in source.epoch(at.epoch, at.step):
+        factor = lr_factor(at.epoch * len(source) + at.step, len(source), settings)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.zero_grad(set_to_none=True)
@@ -143,14 +144,16 @@ def train_epoch(
                 sums = torch.cat([loss_G, right_G.to(loss_G.dtype)])
         count, sums = _reduce_gradients(optimizer, len(batch.labels_B), sums)
         optimizer.step()
-        total += count
-        totals += sums
-    if not total:
+        at.step, at.count, totals = at.step + 1, at.count + count, totals + sums
+        (stop,) = agree(requested())
+        if stop:
+            break
+    at.sums = totals.tolist()
+    if not at.count:
         raise UserError("the training list gave no sample: see the files reported as skipped")
-    means = (totals / total).tolist()
-    if not any(math.isfinite(x) for x in means[: len(heads)]):
-        raise UserError(f"the probe's loss is not finite in epoch {epoch + 1}: lower optimization.lr")
-    return means[: len(heads)], means[len(heads) :]
+    if not any(math.isfinite(x) for x in at.sums[: len(heads)]):
+        raise UserError(f"the probe's loss is not finite in epoch {at.epoch + 1}: lower optimization.lr")
+    return stop
 
 
 def train_probe(
@@ -172,12 +175,13 @@ def train_probe(
 
     Args:
         select: held-out training samples that decide between heads; needed when there is more than one.
-        checkpoint_path: written after each epoch, read first when `resume`.
+        checkpoint_path: written after each epoch and when asked to stop, read first when `resume`.
         features_key: names the features; a checkpoint made on others is not resumed from.
         tuned: an encoder that trains along with the one head; the sources run it (evals.sources.LiveSource).
 
     Raises:
         UserError: no head has a finite loss, or a list gave no sample.
+        Preempted: asked to stop while training, and saved.
     """
     if select is None and len(settings.grid) > 1:
         raise ValueError("several heads need held-out training samples to choose between them")
@@ -185,27 +189,34 @@ def train_probe(
     heads = build_heads(settings).to(device)
     optimizer = build_optimizer(heads, settings, tuned.encoder if tuned else None)
     fingerprint = digest([features_key, len(train), {**vars(settings), "val_every": 0}])
-    first, history = 0, []
+    at, history = Position(), []
     if resume and checkpoint_path.exists():
-        first, history = probe_files.resume(checkpoint_path, heads, optimizer, fingerprint, tuned, log)
+        at, history = probe_files.resume(checkpoint_path, heads, optimizer, fingerprint, tuned, log)
 
     select_acc = select_loss = None
     measured = None
-    for epoch in range(first, settings.num_epochs):
+    while at.epoch < settings.num_epochs:
         begun = time.monotonic()
-        loss, train_acc = train_epoch(heads, optimizer, train, epoch, settings, device)
-        last = epoch + 1 == settings.num_epochs
-        row: dict[str, Any] = {"epoch": epoch + 1, "loss": loss, "train": train_acc, "select": None, "val": None}
+        with listening():
+            stop = train_epoch(heads, optimizer, train, at, settings, device)
+            if stop and is_main:
+                probe_files.save(checkpoint_path, heads, optimizer, at, settings, history, fingerprint, tuned)
+            if stop:
+                barrier()  # nobody leaves before all is on the disk
+                raise Preempted(stop, f"{checkpoint_path} has {at.step} steps of epoch {at.epoch + 1}")
+        (loss, train_acc), at = at.means(), Position(at.epoch + 1)
+        last = at.epoch == settings.num_epochs
+        row: dict[str, Any] = {"epoch": at.epoch, "loss": loss, "train": train_acc, "select": None, "val": None}
         if select is not None:
             _, y, predictions, losses = predict(heads, select, settings, device)
             select_acc, select_loss = (predictions == y).mean(1).tolist(), losses.mean(1).tolist()
             row |= {"select": select_acc, "select_loss": select_loss}
-        if last or (epoch + 1) % settings.val_every == 0:
+        if last or at.epoch % settings.val_every == 0:
             measured = predict(heads, val, settings, device)
             row["val"] = _accuracies(measured)
         history.append(row)
         if is_main:
-            probe_files.save(checkpoint_path, heads, optimizer, epoch + 1, settings, history, fingerprint, tuned)
+            probe_files.save(checkpoint_path, heads, optimizer, at, settings, history, fingerprint, tuned)
             probe_files.write_csv(csv_path, history, settings)
         log(probe_files.line(row, settings, time.monotonic() - begun))
     if measured is None:  # resumed after the last epoch

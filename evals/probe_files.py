@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,24 @@ class ProbeSettings:
         return list(product(self.lrs, self.weight_decays))
 
 
+@dataclass
+class Position:
+    """How far training is: finished epochs; in the one under way steps, samples and, for each head, sums over those.
+
+    `sums` are the losses of all heads and then their right answers, over all processes.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    count: int = 0
+    sums: list[float] = field(default_factory=list)
+
+    def means(self) -> tuple[list[float], list[float]]:
+        """Loss and accuracy of each head in the epoch under way."""
+        means, heads = [x / self.count for x in self.sums], len(self.sums) // 2
+        return means[:heads], means[heads:]
+
+
 def choose_head(select_losses: list[float] | None, select_accuracies: list[float] | None) -> int:
     """The head with the highest accuracy on the held-out samples, among equals the one with the lower loss."""
     if select_losses is None or select_accuracies is None:
@@ -86,7 +104,7 @@ def save(
     path: Path,
     heads: HeadGrid,
     optimizer: torch.optim.AdamW,
-    epoch: int,
+    at: Position,
     settings: ProbeSettings,
     history: list[dict[str, Any]],
     fingerprint: str,
@@ -96,14 +114,15 @@ def save(
 
     An encoder that trains along is in it as in a pretraining checkpoint, so that it can be loaded like one.
     """
-    last = history[-1]
-    best = choose_head(last.get("select_loss"), last["select"])
+    last = history[-1] if history else {}
+    best = choose_head(last.get("select_loss"), last.get("select"))
     state = {
         "classifier": heads[best].state_dict(),
         "classifiers": heads.state_dict(),
         "opt": optimizer.state_dict(),
         "scaler": None,
-        "epoch": epoch,
+        "epoch": at.epoch,
+        "position": asdict(at),
         "lr": settings.grid[best][0],
         "world_size": current().world_size,
         "history": history,
@@ -121,15 +140,16 @@ def resume(
     fingerprint: str,
     tuned: Loaded | None,
     log: Callable[[str], None],
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[Position, list[dict[str, Any]]]:
     """Load a probe's checkpoint; one that belongs to other features or settings is left alone, and said so."""
     state = checkpoint.load(path)
     if state.get("fingerprint") != fingerprint:
         log(f"{path.name} was made on other features or settings: training anew")
-        return 0, []
+        return Position(), []
     heads.load_state_dict(state["classifiers"])
     if tuned is not None:
         tuned.encoder.load_state_dict(state["encoder"])
     optimizer.load_state_dict(state["opt"])
-    log(f"resuming from {path.name} after epoch {state['epoch']}")
-    return int(state["epoch"]), list(state["history"])
+    at = Position(**state.get("position", {"epoch": state["epoch"]}))
+    log(f"resuming from {path.name} after epoch {at.epoch}" + (f" and {at.step} steps" if at.step else ""))
+    return at, list(state["history"])

@@ -60,10 +60,10 @@ class LiveSource:
     def __len__(self) -> int:
         return self.loader.steps_per_pass if self.training else len(self.loader)
 
-    def epoch(self, epoch: int) -> Iterator[FeatureBatch]:
-        """The batches of one epoch, on this process."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[FeatureBatch]:
+        """The batches of one epoch, on this process; in training from step `start` on."""
         if self.training:
-            self.loader.start_step, self.loader.total_steps = epoch * len(self), (epoch + 1) * len(self)
+            self.loader.start_step, self.loader.total_steps = epoch * len(self) + start, (epoch + 1) * len(self)
         tuned = self.training and self.tune_seed is not None
         self.encode.model.train(tuned)
         for batch in self.loader:

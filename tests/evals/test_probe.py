@@ -2,6 +2,7 @@ import csv
 import importlib.util
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from evals.probe import lr_factor, train_probe
 from evals.probe_files import ProbeSettings, choose_head
 from src.utils import checkpoint
 from src.utils.errors import UserError
+from src.utils.preemption import Preempted
 
 WORKER = Path(__file__).with_name("probe_worker.py")
 spec = importlib.util.spec_from_file_location("probe_worker", WORKER)
@@ -78,6 +80,32 @@ def test_same_seed_same_result_and_resuming_changes_nothing(tmp_path):
     assert (finished.predictions == whole.predictions).all()
     rows = list(csv.DictReader((tmp_path / "parts" / "p_r0.csv").open()))
     assert [(r["epoch"], r["lr"]) for r in rows] == [(str(e), lr) for e in (1, 2, 3) for lr in ("0.003", "0.001")]
+
+
+def test_a_probe_that_is_stopped_within_an_epoch_goes_on_there(tmp_path, monkeypatch):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = worker.run(tmp_path / "whole", 16)
+
+    for steps in (3, 5, 7):  # of five steps an epoch: within the first, within the second, after the last of the third
+        left, epochs = iter(range(steps - 1)), CachedSource.epoch
+
+        def epoch(source, *args, left=left, epochs=epochs):
+            for batch in epochs(source, *args):
+                if source.shuffle and next(left, None) is None:
+                    os.kill(os.getpid(), signal.SIGUSR2)
+                yield batch
+
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(Preempted, match=r"SIGUSR2: .*p-latest.pth.tar has \d steps"),
+        ):
+            patch.setattr(CachedSource, "epoch", epoch)
+            worker.run(tmp_path / "parts", 16, resume=True)
+    said = []
+    parts = worker.run(tmp_path / "parts", 16, resume=True, log=said.append)
+    assert said[0] == "resuming from p-latest.pth.tar after epoch 2 and 5 steps"
+    assert parts.history == whole.history and (parts.predictions == whole.predictions).all()
 
 
 def test_a_checkpoint_made_with_other_settings_is_not_resumed(tmp_path):
