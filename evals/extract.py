@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evals.extract", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, or folder of an exported encoder")
-    parser.add_argument("--checkpoint-key", default="target_encoder", help="which weights of it (default: %(default)s)")
+    parser.add_argument("--checkpoint-key", help="which weights of it (default: target_encoder, where there is one)")
     parser.add_argument("--input", type=Path, required=True, help="a video, a list of `path label` lines, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="features.safetensors or features.npz")
     parser.add_argument("--per-token", action="store_true", help="keep every token instead of their mean")

@@ -60,7 +60,7 @@ class TimmVideoEncoder(nn.Module):
         )
         if getattr(self.encoder, "cls_token", None) is not None:
             raise ValueError("cls_token=True: these models pool patch tokens, use src.models.videomamba itself")
-        self.num_frames = num_frames
+        self.name, self.num_frames = name, num_frames
         self.num_features = self.head_hidden_size = self.embed_dim = self.encoder.embed_dim
         self.num_prefix_tokens = 0
         self.grad_checkpointing = False
@@ -158,12 +158,15 @@ class TimmVideoEncoder(nn.Module):
         return {"stem": stem, "blocks": [(blocks, None), (rf"^encoder\.{self.encoder.norm_name}", (99999,))]}
 
     def load_pretrained(self, path: str) -> None:
-        """Weights of the encoder, strictly, from any checkpoint that src.models.load_encoder reads.
+        """Weights of the encoder from any file that src.models.load_encoder reads, made to fit this model's sizes.
 
         timm calls it for `create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path})`. Raises UserError
-        for a checkpoint of another encoder.
+        for a file of another encoder.
         """
-        load_state_dict_strict(self.encoder, load_encoder(path).state_dict(), str(path))
+        height, tubelet = self.encoder.grid.h * self.encoder.patch_size, self.encoder.tubelet_size
+        sizes = {"img_size": height, "num_frames": self.num_frames, "tubelet_size": tubelet}
+        loaded = load_encoder(path, model_name=self.name, keep_cls_token=False, **sizes)
+        load_state_dict_strict(self.encoder, loaded.state_dict(), str(path))
 
     def _clip(self, x: torch.Tensor) -> torch.Tensor:
         return x.unsqueeze(2).expand(-1, -1, self.num_frames, -1, -1) if x.ndim == 4 else x

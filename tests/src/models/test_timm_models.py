@@ -144,5 +144,8 @@ def test_pretrained_weights_are_loaded_strictly(tmp_path, clip):
     options = {"img_size": 32, "num_frames": 4, "pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     model = timm.create_model("vit_tiny", num_classes=5, **options).eval()
     torch.testing.assert_close(model.forward_features(clip), encoder(clip))
-    with pytest.raises(UserError, match=r"jepa-latest\.pth\.tar: "):
+    longer = timm.create_model("vit_tiny", **{**options, "num_frames": 8}).eval()
+    assert torch.equal(longer.encoder.blocks[3].attn.qkv.weight, encoder.blocks[3].attn.qkv.weight)
+    assert longer.forward_features(clip.repeat(1, 1, 2, 1, 1)).shape == (2, 16, 192)
+    with pytest.raises(UserError, match=r"jepa-latest\.pth\.tar, target_encoder: .* vit_tiny, not of vit_small"):
         timm.create_model("vit_small", **options)
