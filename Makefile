@@ -1,5 +1,6 @@
 # make demo    pretrain VideoMamba-Tiny on the embedded data, probe it, show the table
 # make test    the whole test suite
+# make test-triton   the Triton kernels in Triton's interpreter, on the CPU; installs triton (700 MB)
 # make lint    ruff
 # Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-triton lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m src.datasets.motion --out data/motion
@@ -16,6 +17,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-triton: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton
+	$(BIN)/python -m pytest tests/src/ops/test_triton.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
