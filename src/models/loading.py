@@ -117,15 +117,14 @@ def fit_encoder(
     Args:
         model_name: what it must be; it is read off the file anyway.
         img_size, num_frames, tubelet_size: sizes to build it for, where they are not to be those of the file: positions
-            are resampled and the patch embedding is inflated. Files with fixed positions and no config (V-JEPA's) do
-            not say how many frames they were made for: num_frames says it, 16 unless set.
+            are resampled and the patch embedding is inflated. An image model is made one of 16 frames unless told.
         keep_cls_token: False drops the class token of a file that has one.
         keep_head: True keeps the classifier of a file that has one, for `encoder.logits`.
         allow_unused: names, or shell patterns of names, that may be left out. Anything else left over is an error.
     """
     report = Report(source.what)
     tensors = bare_names(source.tensors, report, allow_unused)
-    file = source.spec or describe_encoder(tensors, source.what, num_frames)
+    file = source.spec or describe_encoder(tensors, source.what)
     if model_name not in (None, file.name):
         raise UserError(f"{source.what}: the weights are those of {file.name}, not of {model_name}")
     sizes = {"img_size": img_size, "num_frames": num_frames, "tubelet_size": tubelet_size}
@@ -140,15 +139,11 @@ def fit_encoder(
     return Weights(wanted, _read(adapt(tensors, file, wanted, report)), report)
 
 
-def load_predictor(path: str | Path, num_frames: int | None = None, num_heads: int | None = None) -> Predictor:
+def load_predictor(path: str | Path, num_heads: int | None = None) -> Predictor:
     """Predictor of our or V-JEPA's checkpoint, in eval mode, on the CPU.
 
-    Args:
-        num_frames: of a file without a config, the frames that it was made for; 16 unless set.
-        num_heads: of a file without a config; unset: the encoder's, as in V-JEPA.
-
-    Raises:
-        UserError: as for `load_encoder`.
+    Heads leave no trace in a file: `num_heads` are those of one without a config; unset: the encoder's, as in V-JEPA.
+    Raises UserError as `load_encoder` does.
     """
     source = open_weights(path, "predictor")
     tensors = strip_prefixes(source.tensors)
@@ -156,7 +151,7 @@ def load_predictor(path: str | Path, num_frames: int | None = None, num_heads: i
         spec = _by_config(predictor_spec, source.state, Path(path))
     else:
         of = _pick(source.state, None, Path(path))
-        encoder = describe_encoder(strip_prefixes(of.tensors), of.what, num_frames)
+        encoder = describe_encoder(strip_prefixes(of.tensors), of.what)
         spec = describe_predictor(tensors, encoder, source.what, num_heads)
     predictor = spec.build("meta")
     load_state_dict_strict(predictor, _read(tensors), source.what, assign=True)

@@ -22,7 +22,7 @@ from src.utils.errors import UserError
 PATCH, POS, TIME, CLS = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding", "cls_token"
 _MIXER_KEY = {"attention": "attn.qkv.weight", "mamba": "mixer.in_proj.weight"}
 _FIRST_BLOCK = {"attention": f"blocks.0.{_MIXER_KEY['attention']}", "mamba": f"layers.0.{_MIXER_KEY['mamba']}"}
-_DEFAULT_FRAMES = 16
+_IMAGE_FRAMES = 16  # that a model of images is made a video model for
 
 
 class EncoderSpec(NamedTuple):
@@ -93,15 +93,12 @@ def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def describe_encoder(tensors: Mapping[str, Tensor], what: str, num_frames: int | None = None) -> EncoderSpec:
-    """Which encoder has these tensors (bare names), read off their names and shapes.
-
-    The grid of learned positions follows from them. Fixed ones only say how many tokens there are: `num_frames`, 16
-    unless given, splits them into frames and patches.
+def describe_encoder(tensors: Mapping[str, Tensor], what: str) -> EncoderSpec:
+    """Which encoder has these tensors (bare names), read off their names and shapes, and fixed positions' values.
 
     Raises:
-        UserError: neither a ViT's nor a VideoMamba's names, a size that is not in the table, or positions that are no
-            whole grid.
+        UserError: neither a ViT's nor a VideoMamba's names, a size that is not in the table, or positions that are
+            those of no grid.
     """
     mixer = next((kind for kind, key in _FIRST_BLOCK.items() if key in tensors), None)
     kernel = tensors.get(PATCH)
@@ -121,29 +118,32 @@ def describe_encoder(tensors: Mapping[str, Tensor], what: str, num_frames: int |
             "cls_token": CLS in tensors,
             "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
         }
-    grid = _grid_of(tensors, options, num_frames, what)
+    if options.get("pos_embed") == "learned":
+        grid = _learned_grid(tensors, options["cls_token"], what)
+    else:
+        grid, options["uniform_power"] = _fixed_grid(tensors[POS], what)
     options |= {"img_size": grid.h * options["patch_size"], "num_frames": grid.t * options["tubelet_size"]}
-    if options.get("pos_embed") != "learned":
-        uniform = sincos_pos_embed_3d(width, grid, uniform_power=True)
-        options["uniform_power"] = torch.allclose(tensors[POS].float(), uniform, atol=1e-3)
     return EncoderSpec(name, options)
 
 
-def _grid_of(tensors: Mapping[str, Tensor], options: Mapping[str, Any], num_frames: int | None, what: str) -> Grid:
-    """Grid of square frames that the positions were made for."""
-    tokens, t = tensors[POS].shape[1], (num_frames or _DEFAULT_FRAMES) // options["tubelet_size"]
-    if options.get("pos_embed") == "learned":
-        t = tensors[TIME].shape[1] if TIME in tensors else t
-        patches, rest = tokens - options["cls_token"], 0
-    else:
-        patches, rest = divmod(tokens, max(t, 1))
+def _learned_grid(tensors: Mapping[str, Tensor], cls_token: bool, what: str) -> Grid:
+    """Grid of learned positions: square frames, and as many tubelets as have a position (16 if none has: an image)."""
+    patches = tensors[POS].shape[1] - cls_token
     side = math.isqrt(patches)
-    if rest or side**2 != patches:
-        raise UserError(
-            f"{what}: {tokens} positions are not those of {t} tubelets of square frames: "
-            "set num_frames to the number that it was made for"
-        )
-    return Grid(t, side, side)
+    if side**2 != patches:
+        raise UserError(f"{what}: {POS} has {patches} patches, which is no square frame")
+    return Grid(tensors[TIME].shape[1] if TIME in tensors else _IMAGE_FRAMES, side, side)
+
+
+def _fixed_grid(pos_1ND: Tensor, what: str) -> tuple[Grid, bool]:
+    """Grid of square frames, and uniform_power, whose table of sin-cos positions this is: a file says neither."""
+    _, N, D = pos_1ND.shape
+    grids = [Grid(t, side, side) for t in range(1, N + 1) if (side := math.isqrt(N // t)) ** 2 * t == N]
+    for grid in sorted(grids, key=lambda grid: abs(grid.t - 8)):  # the likely ones first
+        for uniform_power in (True, False):
+            if torch.allclose(pos_1ND.float(), sincos_pos_embed_3d(D, grid, uniform_power), atol=1e-2):
+                return grid, uniform_power
+    raise UserError(f"{what}: {POS} {tuple(pos_1ND.shape)} holds no sin-cos positions of square frames")
 
 
 def describe_predictor(
@@ -159,7 +159,8 @@ def describe_predictor(
     if mixer is None or embed is None:
         raise UserError(f"{what}: not a predictor: it should have predictor_embed.weight; it has {_first(tensors)}")
     name = next(n for n, row in BACKBONES.items() if row.mixer == mixer)  # for its mixer: the sizes follow
-    options = {key: encoder.options[key] for key in ("img_size", "patch_size", "num_frames", "tubelet_size")}
+    shared = ("img_size", "patch_size", "num_frames", "tubelet_size", "uniform_power")
+    options = {key: encoder.options[key] for key in shared if key in encoder.options}
     options |= {
         "predictor_embed_dim": embed.shape[0],
         "embed_dim": embed.shape[1],

@@ -5,7 +5,8 @@ from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import init_video_model
 from evals.config import PretrainedConfig
 from evals.frozen_encoder import ClipAggregation, load_encoders
-from src.models.registry import create_encoder
+from src.models.registry import BACKBONES, Row, create_encoder
+from src.utils import export
 from src.utils.checkpoint import save_atomic
 from src.utils.errors import UserError
 
@@ -73,7 +74,7 @@ def run(tmp_path_factory):
     trained = init_video_model(cfg)[0]
     with torch.no_grad():
         for p in trained.parameters():
-            p.mul_(1.5)
+            p.mul_(1.5 if p.requires_grad else 1)
     weights = {"module.backbone." + name: value for name, value in trained.state_dict().items()}
     state = {"target_encoder": weights, "encoder": {}, "epoch": 3}
     save_atomic({**state, "config": cfg.model_dump()}, folder / "ours.pth.tar")
@@ -125,3 +126,58 @@ def test_what_does_not_fit_is_one_line(run, keys, message):
     with pytest.raises(UserError, match=message) as caught:
         load_encoders(pretrain_section(run[0], **keys), seed=0, with_random=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def video_model(tmp_path, monkeypatch):
+    """A file as VideoMamba publishes its video models, and that model itself."""
+    monkeypatch.setitem(BACKBONES, "videomamba_tiny", Row("mamba", 192, 2))
+    sizes = {"img_size": 32, "num_frames": 4, "tubelet_size": 1}
+    model = create_encoder("videomamba_tiny", **sizes, pos_embed="learned", cls_token=True, num_classes=7).eval()
+    torch.save({"model": model.state_dict()}, tmp_path / "videomamba_t16_k400_f4_res32.pth")
+    return tmp_path, model
+
+
+def published(folder, **keys):
+    named = {"model_name": "videomamba_tiny", "checkpoint": "videomamba_t16_k400_f4_res32.pth"}
+    section = PretrainedConfig.model_validate({"folder": str(folder)} | named | keys)
+    return load_encoders(section, seed=0, with_random=True)
+
+
+@torch.no_grad()
+def test_published_videomamba_weights_as_they_are(video_model):
+    folder, model = video_model
+    clip = torch.randn(1, 3, 4, 32, 32)
+    loaded = published(folder)
+    assert torch.equal(loaded["pretrained"].encoder(clip), model(clip))
+    assert loaded["random"].encoder.grid == model.grid
+    assert not torch.equal(loaded["random"].encoder(clip), model(clip))
+
+
+def test_published_videomamba_weights_for_other_clips(video_model, caplog):
+    folder, _ = video_model
+    loaded = published(folder, frames_per_clip=16, tubelet_size=2, keep_cls_token=False)
+    for encoder in (loaded["pretrained"].encoder, loaded["random"].encoder):
+        assert (encoder.tubelet_size, encoder.grid, encoder.cls_token) == (2, (8, 2, 2), None)
+    assert "resampled: temporal_pos_embedding 4 to 8 tubelets" in caplog.text
+    with pytest.raises(UserError, match=r"pretrain\.pos_embed is sincos, but .* was trained with learned"):
+        published(folder, pos_embed="sincos")
+
+
+def test_a_tensor_too_many_has_to_be_named(video_model):
+    folder, model = video_model
+    weights = model.state_dict() | {"gate": torch.ones(3)}
+    torch.save({"model": weights}, folder / "videomamba_t16_k400_f4_res32.pth")
+    with pytest.raises(UserError, match=r"res32.pth, model: the model has no gate \(3,\)"):
+        published(folder)
+    assert set(published(folder, allow_unused=["gate"])) == {"pretrained", "random"}
+
+
+@torch.no_grad()
+def test_an_exported_folder_is_a_checkpoint(run, tmp_path):
+    folder, trained = run
+    export.main(["--checkpoint", str(folder / "ours.pth.tar"), "--out", str(tmp_path / "exported")])
+    section = pretrain_section(tmp_path / "exported", checkpoint="model.safetensors")
+    loaded = load_encoders(section, seed=0, with_random=False)["pretrained"]
+    clip = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(loaded.encoder(clip), trained.eval()(clip))
