@@ -16,7 +16,7 @@ def one_thread():
 
 
 def write_checkpoint(folder, scale=1.2):
-    """A pretraining checkpoint of vit_tiny for 4 frames of 32 pixels, every weight scaled, in `folder`."""
+    """A pretraining checkpoint of vit_tiny for 4 frames of 32 pixels, every trained weight scaled, in `folder`."""
     cfg = PretrainConfig.model_validate(
         {
             "data": {"datasets": ["x.csv"], "batch_size": 4, "num_frames": 4, "crop_size": 32},
@@ -29,7 +29,7 @@ def write_checkpoint(folder, scale=1.2):
     encoder = init_video_model(cfg)[0]
     with torch.no_grad():
         for p in encoder.parameters():
-            p.mul_(scale)
+            p.mul_(scale if p.requires_grad else 1)
     path = folder / "jepa-latest.pth.tar"
     save_atomic({"target_encoder": encoder.state_dict(), "epoch": 1, "config": cfg.model_dump(mode="json")}, path)
     return path
