@@ -65,9 +65,9 @@ def sincos_pos_embed_3d(dim: int, grid: Grid, uniform_power: bool = False) -> to
         dim_t, dim_h, dim_w = dim // 2, dim // 4, dim // 4
         if dim % 8:
             raise UserError(f"sin-cos positions without uniform_power need a width divisible by 8, not {dim}")
-    t, h, w = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
-    code = torch.cat([_sincos(d, axis.flatten()) for d, axis in ((dim_t, t), (dim_h, h), (dim_w, w))], dim=1)
-    return code[None, :, :dim].float()
+    codes = [_sincos(d, torch.arange(n)).float() for d, n in zip((dim_t, dim_h, dim_w), grid)]
+    places = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    return torch.cat([code[place.flatten()] for code, place in zip(codes, places)], dim=1)[None, :, :dim]
 
 
 def interpolate_pos_embed(pos_1ND: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
@@ -76,8 +76,7 @@ def interpolate_pos_embed(pos_1ND: torch.Tensor, old: Grid, new: Grid) -> torch.
         return pos_1ND
     dim = pos_1ND.shape[-1]
     volume = pos_1ND.reshape(1, *old, dim).permute(0, 4, 1, 2, 3)
-    scale = tuple(n / o for n, o in zip(new, old))
-    volume = F.interpolate(volume, scale_factor=scale, mode="trilinear")
+    volume = F.interpolate(volume, size=tuple(new), mode="trilinear")  # of scale factors, 15/13 * 13 is 14
     return volume.permute(0, 2, 3, 4, 1).reshape(1, new.size, dim)
 
 

@@ -134,6 +134,13 @@ def test_resampling_to_the_same_size_is_the_identity_and_keeps_what_is_constant(
     torch.testing.assert_close(resample_time(constant, 11), constant[:, :1].expand(1, 11, 8))
 
 
+@torch.no_grad()
+def test_sizes_whose_ratio_is_no_exact_number():
+    """13 * (15 / 13) is 14.999999999999998."""
+    encoder = create_encoder("vit_tiny", img_size=13 * 16, num_frames=2, depth=1)
+    assert encoder(torch.randn(1, 3, 2, 15 * 16, 15 * 16)).shape == (1, 15 * 15, 192)
+
+
 def test_halving_time_is_the_mean_of_pairs():
     """So a tubelet of two frames has the mean of their positions."""
     time = torch.randn(1, 8, 4)
