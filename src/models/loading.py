@@ -26,7 +26,13 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of an exported folder
-_PLACES = ("target_encoder", "model", "module")  # of an encoder in a file: V-JEPA's and ours, VideoMamba's
+TARGET = "target_encoder"
+_PLACES = (
+    TARGET,
+    "model",
+    "module",
+    "",
+)  # of the one encoder to use: V-JEPA's and ours; VideoMamba's, '' the whole file
 
 
 class Source(NamedTuple):
@@ -69,7 +75,7 @@ def load_encoder(path: str | Path, key: str | None = None, **changes: Any) -> Vi
     Args:
         path: checkpoint of ours, folder written by src.utils.export (or the .safetensors in it), V-JEPA's .pth.tar, or
             VideoMamba's .pth (image and video models).
-        key: which of the file's models, such as 'encoder'. Unset: target_encoder, or where VideoMamba has it.
+        key: which of the file's models, such as 'encoder'. Unset or 'target_encoder': that, or where VideoMamba has its.
         changes: see `fit_encoder`.
 
     Raises:
@@ -90,10 +96,10 @@ def open_weights(path: str | Path, key: str | None = None) -> Source:
 
 
 def _pick(state: dict[str, Any], key: str | None, path: Path) -> Source:
-    if key is None:
-        if state and _are_weights(state):  # VideoMamba's image models, as published
+    if key in (None, TARGET):
+        if state and _are_weights(state):
             return Source(path, "", state, None, {})
-        key = next((place for place in _PLACES if place in state), _PLACES[0])
+        key = next((place for place in _PLACES if place in state), TARGET)
     if not _are_weights(state.get(key)):
         found = [name for name, value in state.items() if value and _are_weights(value)]
         raise UserError(f"{path}: no weights under '{key}'; it holds {', '.join(found) or 'none'}")
@@ -213,6 +219,6 @@ def _open_export(path: Path, key: str | None) -> Source:
         raise UserError(f"{about}: not what src.utils.export wrote: {one_line(error)}") from None
     except SafetensorError as error:
         raise UserError(f"{weights}: damaged weights: {one_line(error)}") from None
-    if key not in (None, own):
+    if key not in (None, own) and not (key == TARGET and own in _PLACES):
         raise UserError(f"{path}: it was exported from '{own}' and has no '{key}'")
     return Source(weights, own, tensors, spec, {"training": training})

@@ -151,6 +151,9 @@ def test_published_videomamba_weights_as_they_are(video_model):
     loaded = published(folder)
     assert torch.equal(loaded["pretrained"].encoder(clip), model(clip))
     assert loaded["random"].encoder.grid == model.grid
+    torch.save(model.state_dict(), folder / "flat.pth")
+    for keys in ({"checkpoint_key": "target_encoder"}, {"checkpoint_key": "target_encoder", "checkpoint": "flat.pth"}):
+        assert torch.equal(published(folder, **keys)["pretrained"].encoder(clip), model(clip))
     assert not torch.equal(loaded["random"].encoder(clip), model(clip))
 
 
