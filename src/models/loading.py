@@ -27,12 +27,8 @@ T = TypeVar("T")
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"  # of an exported folder
 TARGET = "target_encoder"
-_PLACES = (
-    TARGET,
-    "model",
-    "module",
-    "",
-)  # of the one encoder to use: V-JEPA's and ours; VideoMamba's, '' the whole file
+# Of the encoder to use in a file: V-JEPA's place and ours, then VideoMamba's; '' is the whole file.
+_PLACES = (TARGET, "model", "module", "")
 
 
 class Source(NamedTuple):
@@ -75,7 +71,7 @@ def load_encoder(path: str | Path, key: str | None = None, **changes: Any) -> Vi
     Args:
         path: checkpoint of ours, folder written by src.utils.export (or the .safetensors in it), V-JEPA's .pth.tar, or
             VideoMamba's .pth (image and video models).
-        key: which of the file's models, such as 'encoder'. Unset or 'target_encoder': that, or where VideoMamba has its.
+        key: which of the file's models, such as 'encoder'. Unset or target_encoder: that, or VideoMamba's place.
         changes: see `fit_encoder`.
 
     Raises:
