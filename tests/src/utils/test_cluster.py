@@ -68,12 +68,14 @@ def test_sbatch_understands_it(tmp_path, targets, monkeypatch):
         (bin_folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
-    asked = resources(tmp_path, "slurm", partition="low", account="a", qos="q", constraint="c", exclude="n7")
+    asked = resources(
+        tmp_path, "slurm", partition="low", account="a", qos="q", constraint="c", exclude="n7", parallel=1
+    )
     runs = [run_of(tmp_path / name, "nodes=2", "tasks_per_node=3") for name in "ab"]
     assert submit(targets.job, runs, asked) == 0
     script = (tmp_path / "script").read_text()
     for line in ("nodes=2", "ntasks-per-node=3", "partition=low", "account=a", "qos=q", "constraint=c", "exclude=n7",
-                 "cpus-per-task=1", "time=5", "array=0-1%2", "job-name=vjepa", "requeue",
+                 "cpus-per-task=1", "time=5", "array=0-1%1", "job-name=vjepa", "requeue",
                  "signal=USR2@90"):  # fmt: skip
         assert f"#SBATCH --{line}\n" in script
     assert "gpus" not in script
@@ -147,25 +149,51 @@ def test_finished_runs_are_left_out(tmp_path, targets, monkeypatch, capsys):
     assert record.jobs()["a"] is None
 
 
-def test_stopping_a_local_sweep_leaves_no_process(tmp_path):
-    """SIGTERM reaches the run, which saves; nothing else is started, and the same command goes on."""
+def test_a_stopped_local_sweep_goes_on(tmp_path):
+    """SIGTERM reaches the run, which saves; no process stays, nothing else starts; the same command does the rest."""
     write_motion(tmp_path / "motion", train=16, val=16, workers=1)
-    sweep = {"base": "configs/pretrain/vit_tiny.yaml", "folder": f"{tmp_path}/runs", "grid": {"meta.seed": [0, 1]}}
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    words = [sys.executable, "-m", "app.main_distributed", "--fname", str(tmp_path / "sweep.yaml"), "--batch-launch"]
-    words += ["--cluster", "local", "--folder", str(tmp_path / "jobs"), f"data.datasets=[{tmp_path}/motion/train.csv]"]
-    words += ["data.dataset_type=VideoDataset", "data.num_workers=0", "data.batch_size=2"]
+    base = {
+        "data": {
+            "datasets": [str(tmp_path / "motion" / "train.csv")],
+            "batch_size": 2,
+            "num_frames": 4,
+            "sampling_rate": 1,
+            "crop_size": 32,
+            "num_workers": 0,
+            "mask_type": "random_tube",
+        },
+        "logging": {"folder": "unused"},
+        "mask": [{"ratio": 0.5}],
+        "model": {"model_name": "vit_tiny", "pred_depth": 1, "pred_embed_dim": 24, "use_mask_tokens": True},
+        "optimization": {"epochs": 1, "ipe": 25, "lr": 1e-4},
+    }
+    sweep = {"base": f"{tmp_path}/base.yaml", "folder": f"{tmp_path}/runs", "grid": {"meta.seed": [0, 1]}}
+    for name, content in {"base": base, "sweep": sweep}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    words = [sys.executable, "-m", "app.main_distributed", "--fname", f"{tmp_path}/sweep.yaml", "--batch-launch"]
+    words += ["--cluster", "local", "--folder", f"{tmp_path}/jobs"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     csv = tmp_path / "runs" / "seed=0" / "jepa_r0.csv"
     deadline = time.monotonic() + 60
     while not (csv.exists() and csv.read_text().count("\n") > 3) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)
     out, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signal.SIGTERM, err
-    controller = int(out.split("job ")[1].split(":")[0])
     with pytest.raises(ProcessLookupError):
-        os.kill(controller, 0)
-    assert (csv.parent / "jepa-latest.pth.tar").exists()
+        os.kill(int(out.split("job ")[1].split(":")[0]), 0)
+    done = csv.read_text().count("\n") - 1
+    assert 3 <= done < 25
     assert not (tmp_path / "runs" / "seed=1").exists()
+
+    again = subprocess.run(words, capture_output=True, text=True, env=env, timeout=120)
+    assert again.returncode == 0, again.stderr
+    for seed in (0, 1):
+        rows = (tmp_path / "runs" / f"seed={seed}" / "jepa_r0.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[:2] for row in rows] == [["0", str(itr)] for itr in range(25)]
+    logs = "".join(path.read_text() for path in (tmp_path / "jobs").rglob("*.err"))
+    assert f"at step {done} " in logs
+    last = subprocess.run(words, capture_output=True, text=True, env=env, timeout=60)
+    assert last.stdout.count(" finished ") == 2
+    assert last.stdout.endswith("nothing to submit\n")

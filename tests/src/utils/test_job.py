@@ -62,7 +62,7 @@ def test_device_of_a_task(monkeypatch):
         task_device(0, on_gpu=True)
 
 
-def run_as_slurm(folder, targets, signal_name, state, scontrol):
+def run_as_slurm(folder, targets, signal_name, state, scontrol, restarts=0):
     """A job in a process that submitit takes for SLURM's, with stand-ins for the two commands that it calls."""
     (folder / "bin").mkdir(parents=True)
     commands = {"squeue": f"echo {state}", "scontrol": f'echo "$@" >> {folder}/scontrol; {scontrol}'}
@@ -76,6 +76,7 @@ def run_as_slurm(folder, targets, signal_name, state, scontrol):
     env = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "SUBMITIT_EXECUTOR": "slurm"}
     env |= {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n0"}
     env |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_CPUS_PER_TASK": "1"}
+    env["SLURM_RESTART_COUNT"] = str(restarts)
     words = [sys.executable, "-m", "submitit.core._submit", str(folder)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
     asked = (folder / "scontrol").read_text() if (folder / "scontrol").exists() else ""
@@ -100,7 +101,15 @@ def test_who_queues_a_job_again(tmp_path, targets):
     assert cancelled.returncode == 0
     assert "job 77 is COMPLETING: SLURM decides what becomes of it" in cancelled.stderr
     assert refused.returncode == 1
+    assert not (tmp_path / "cancelled" / "run").exists(), "none of them went on"
     assert "job 77 cannot be queued again: Command '['scontrol', 'requeue', '77']' returned" in refused.stderr
+
+
+def test_a_job_that_slurm_itself_restarts_resumes(tmp_path, targets):
+    """After a node was lost nobody could tell the stored job to resume."""
+    done, asked, _ = run_as_slurm(tmp_path, targets, "SIGTERM", "RUNNING", "true", restarts=1)
+    assert (done.returncode, asked) == (0, ""), done.stderr
+    assert json.loads((tmp_path / "run" / "job.json").read_text())["resume"] is True
 
 
 def test_local_job_out_of_time(tmp_path, targets):
