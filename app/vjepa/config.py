@@ -103,6 +103,12 @@ class LoggingConfig(Section):
     save_every_minutes: float | None = Field(
         15, gt=0, description="(added) minutes after which a checkpoint is written inside an epoch; null: never"
     )
+    diagnose_every: int | None = Field(
+        50,
+        gt=0,
+        description="(added) steps between two looks at the run's health (features, gradients, updates, state space), "
+        "written to <write_tag>-diagnostics.csv; null: never",
+    )
     read_every: int | None = Field(
         None,
         gt=0,

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from app.vjepa.checkpoints import checkpoint_path, find_checkpoints, resume, save_checkpoint
 from app.vjepa.config import PretrainConfig
+from app.vjepa.health import Health
 from app.vjepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
 from app.vjepa.readout import COLUMNS, Taken, read_numbers
 from app.vjepa.transforms import make_transforms
@@ -136,6 +137,7 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
         resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
         csv = CSVLogger(args.output_folder() / f"{args.logging.write_tag}_r0.csv", *COLUMNS, resume_at=resume_at)
+    health = Health(args, run, resumed, enabled=rank == 0)
     # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
     read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
     save_after = 60 * (args.logging.save_every_minutes or math.inf)
@@ -145,7 +147,9 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     with listening(), Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
         while run.step < total:
             group = list(islice(batches, args.optimization.accumulate_steps))
-            unread.append(Taken(train_step(args, run, group, schedule(run.step)), [p for b in group for p in b.paths]))
+            with health.watch(group[-1]):
+                numbers = train_step(args, run, group, schedule(run.step))
+            unread.append(Taken(numbers, [p for b in group for p in b.paths]))
             run.step += 1
             run.samples += run.samples_per_step
             stop, overdue = agree(requested(), time.perf_counter() - saved > save_after)
@@ -163,6 +167,8 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
                 raise Preempted(stop, f"{checkpoint_path(args)} has all {run.step} steps so far")
     if csv is not None:
         csv.close()
+    health.close()
+    if rank == 0:
         logger.info(f"done: {checkpoint_path(args)}")
 
 

@@ -1,17 +1,18 @@
 """Cheap figures that tell a healthy run from a collapsing one. Loss alone does not: a collapse lowers it.
 
-Legend: B samples, N tokens, D width.
+Legend: B samples, N tokens, M tokens of a mask, D width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-FEATURE_STATS = ("feature_std", "effective_rank", "effective_rank_centered", "sample_cosine")
+NamedModule = tuple[str, nn.Module]
+FEATURE_STATS = ("feature_std", "sample_std", "effective_rank", "effective_rank_centered", "sample_cosine")
 
 
 @torch.no_grad()
@@ -19,6 +20,8 @@ def feature_stats(x_BND: Tensor) -> dict[str, float]:
     """How spread out the features of a batch are. One synchronisation with the device.
 
     feature_std: standard deviation over all tokens and samples, averaged over the dimensions; 0 is a full collapse.
+    sample_std: the same between samples at the same token place, root mean square over places and dimensions. Features
+        that only say where a token is have a healthy feature_std and a sample_std of 0. NaN with one sample.
     effective_rank: RankMe (Garrido et al. 2023), the exponential of the entropy of the singular values of the (B*N, D)
         matrix normalised to sum 1; from 1 (all tokens on one line) to min(B*N, D).
     effective_rank_centered: the same after subtracting the mean token. A mean that dominates hides the spread from the
@@ -27,7 +30,7 @@ def feature_stats(x_BND: Tensor) -> dict[str, float]:
         NaN with one sample.
 
     Returns:
-        The four figures; all NaN where the features are not finite.
+        The five figures; all NaN where the features are not finite.
 
     Raises:
         ValueError: x is not (B, N, D) or is empty.
@@ -42,7 +45,8 @@ def feature_stats(x_BND: Tensor) -> dict[str, float]:
     products = torch.nan_to_num(products, nan=0.0, posinf=0.0, neginf=0.0)  # eigvalsh would raise; masked again below
     ranks = _effective_rank(torch.linalg.eigvalsh(products).clamp_min(0.0).sqrt())
     std = centered.square().mean(0).sqrt().mean()
-    figures = torch.stack([std, ranks[0], ranks[1], _mean_cosine(x_BND.detach().double().mean(1))])
+    between = x_BND.detach().double().var(0).mean().sqrt() if len(x_BND) > 1 else torch.full_like(std, math.nan)
+    figures = torch.stack([std, between, ranks[0], ranks[1], _mean_cosine(x_BND.detach().double().mean(1))])
     values = figures.tolist()
     if not math.isfinite(values[0]):
         values = [math.nan] * len(values)
@@ -68,7 +72,7 @@ def _mean_cosine(features_BD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def grad_norms(named_modules: Iterable[tuple[str, nn.Module]]) -> dict[str, float]:
+def grad_norms(named_modules: Iterable[NamedModule]) -> dict[str, float]:
     """L2 norm of all gradients of each module, by name. One synchronisation with the device for all of them.
 
     Call it after unscaling and before zeroing. Modules without any gradient are left out, so that a zero in the result
@@ -80,3 +84,69 @@ def grad_norms(named_modules: Iterable[tuple[str, nn.Module]]) -> dict[str, floa
         if grads:
             norms[name] = torch.stack([norm.float() for norm in torch._foreach_norm(grads)]).norm()
     return dict(zip(norms, torch.stack(list(norms.values())).tolist())) if norms else {}
+
+
+@torch.no_grad()
+def weight_copies(named_modules: Iterable[NamedModule]) -> dict[str, list[Tensor]]:
+    """Copies of each module's trainable parameters, for `update_ratios`."""
+    return {
+        name: [p.detach().clone() for p in module.parameters() if p.requires_grad] for name, module in named_modules
+    }
+
+
+@torch.no_grad()
+def update_ratios(
+    before: Mapping[str, Sequence[Tensor]], named_modules: Iterable[tuple[str, nn.Module]]
+) -> dict[str, float]:
+    """Norm of each module's last change over the norm of its parameters. One synchronisation with the device.
+
+    Around 1e-3 is usual; orders below it a module does not learn, orders above it it is thrown about.
+    """
+    ratios = {}
+    for name, module in named_modules:
+        now = [p.detach() for p in module.parameters() if p.requires_grad]
+        if now:
+            change = torch.stack(torch._foreach_norm(torch._foreach_sub(now, list(before[name])))).norm()
+            ratios[name] = change / torch.stack(torch._foreach_norm(list(before[name]))).norm().clamp_min(1e-12)
+    return dict(zip(ratios, torch.stack(list(ratios.values())).tolist())) if ratios else {}
+
+
+@torch.no_grad()
+def state_space_stats(mixers: Iterable[NamedModule]) -> dict[str, float]:
+    """Step sizes and decay rates of Mamba mixers: the medians over channels (and states) and directions.
+
+    `dt/<name>`: softplus(dt_proj.bias), the step at zero input; initialised between 0.001 and 0.1.
+    `A/<name>`: exp(A_log), the decay rate; initialised to 1 ... N.
+    """
+    figures: dict[str, Tensor] = {}
+    for name, mixer in mixers:
+        steps = [nn.functional.softplus(getattr(mixer, f"dt_proj{s}").bias.float()) for s in mixer.suffixes]
+        rates = [getattr(mixer, f"A{s}_log").float().exp().flatten() for s in mixer.suffixes]
+        figures[f"dt/{name}"], figures[f"A/{name}"] = torch.cat(steps).median(), torch.cat(rates).median()
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist())) if figures else {}
+
+
+@torch.no_grad()
+def loss_by_frame(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    tokens_per_frame: int,
+    frames: int,
+) -> list[float]:
+    """Mean absolute error of the predicted tokens of each time index; NaN where none was predicted.
+
+    Args:
+        predictions, targets: one (B, M, D) per mask.
+        masks: one (B, M) per mask, indices of the tokens in raster order, time slowest.
+        tokens_per_frame: tokens of one time index.
+        frames: number of time indices (tubelets).
+    """
+    total = torch.zeros(frames, device=predictions[0].device)
+    count = torch.zeros_like(total)
+    for z_BMD, h_BMD, mask_BM in zip(predictions, targets, masks, strict=True):
+        error_BM = (z_BMD.float() - h_BMD.float()).abs().mean(-1)
+        index = mask_BM.flatten() // tokens_per_frame
+        total.index_add_(0, index, error_BM.flatten())
+        count.index_add_(0, index, torch.ones_like(error_BM).flatten())
+    return (total / count).tolist()

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from src.utils.diagnostics import feature_stats, grad_norms
+from src.models.utils.mamba import MambaMixer
+from src.utils.diagnostics import (
+    feature_stats,
+    grad_norms,
+    loss_by_frame,
+    state_space_stats,
+    update_ratios,
+    weight_copies,
+)
 
 
 def test_isotropic_features_have_full_rank():
@@ -83,3 +91,42 @@ def test_grad_norms():
     model["first"].weight.grad[0, 0] = math.nan
     assert math.isnan(grad_norms(model.items())["first"])
     assert grad_norms([]) == {}
+
+
+def test_features_that_only_say_where_a_token_is():
+    torch.manual_seed(0)
+    stats = feature_stats(torch.randn(1, 50, 24).expand(8, 50, 24))
+    assert stats["feature_std"] == pytest.approx(1.0, rel=0.05)
+    assert stats["sample_std"] == 0.0
+    assert feature_stats(torch.randn(200, 3, 4))["sample_std"] == pytest.approx(1.0, rel=0.05)
+    assert math.isnan(feature_stats(torch.randn(1, 3, 4))["sample_std"])
+
+
+def test_update_ratios():
+    modules = {"moved": nn.Linear(3, 1, bias=False), "still": nn.Linear(2, 2), "frozen": nn.Linear(2, 2)}
+    modules["frozen"].requires_grad_(False)
+    modules["moved"].weight.data = torch.tensor([[3.0, 0.0, 4.0]])
+    before = weight_copies(modules.items())
+    modules["moved"].weight.data += torch.tensor([[0.0, 0.5, 0.0]])
+    assert update_ratios(before, modules.items()) == {"moved": pytest.approx(0.1), "still": 0.0}
+
+
+def test_state_space_stats():
+    mixer = MambaMixer(16, d_state=3)
+    with torch.no_grad():
+        for suffix in ("", "_b"):
+            getattr(mixer, f"dt_proj{suffix}").bias.fill_(math.log(math.expm1(0.25)))  # softplus of it is 0.25
+    assert state_space_stats([("first", mixer)]) == {
+        "dt/first": pytest.approx(0.25),
+        "A/first": pytest.approx(2.0),  # of 1, 2, 3
+    }
+    assert state_space_stats([]) == {}
+
+
+def test_loss_by_frame():
+    """Two masks over three time indices of two tokens each; nothing is predicted at the last one."""
+    targets = [torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)]
+    predictions = [torch.tensor([1.0, -3.0]).view(1, 2, 1).expand(1, 2, 4), torch.full((1, 1, 4), 5.0)]
+    masks = [torch.tensor([[0, 2]]), torch.tensor([[1]])]
+    first, second, third = loss_by_frame(predictions, targets, masks, tokens_per_frame=2, frames=3)
+    assert (first, second) == (3.0, 3.0) and math.isnan(third)

@@ -1,0 +1,155 @@
+"""Figures of a run's health, every few steps: are features varied, is the encoder learning, which frames are hard.
+
+One forward pass on one batch more than the training step itself, on rank 0. Written to `<tag>-diagnostics.csv` and,
+where tensorboard is installed, for it to show.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from app.vjepa.config import PretrainConfig
+from app.vjepa.objective import VideoJEPA
+from app.vjepa.utils import Run
+from src.datasets.batch import Batch
+from src.datasets.transforms import normalize
+from src.masks.utils import apply_masks
+from src.models.utils.attention import Block
+from src.models.utils.mamba import MambaBlock, MambaMixer
+from src.models.utils.patch_embed import PatchEmbed3D
+from src.utils.csv_log import CSVLogger
+from src.utils.diagnostics import (
+    feature_stats,
+    grad_norms,
+    loss_by_frame,
+    state_space_stats,
+    update_ratios,
+    weight_copies,
+)
+from src.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+# Layer-normalised targets have mean square 1. Below these, a run is not worth its electricity.
+LEAST_SAMPLE_STD = 0.1  # of the targets, between samples at the same place
+LEAST_RANK = 1 / 8  # of the targets, over the width
+LEAST_GRADIENT = 1e-3  # of the encoder's norm over the predictor's
+
+
+class Health:
+    """Looks at every `args.logging.diagnose_every`-th step, on rank 0: `with health.watch(batch): train_step(...)`."""
+
+    def __init__(self, args: PretrainConfig, run: Run, resumed: bool, enabled: bool = True) -> None:
+        self.args, self.run = args, run
+        self.every = args.logging.diagnose_every if enabled else None
+        self.modules = list(_parts(run))
+        self.mixers = [(name, m) for name, m in run.encoder.named_modules() if isinstance(m, MambaMixer)]
+        self.resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
+        self.csv: CSVLogger | None = None
+        self.board = _tensorboard(args) if self.every else None
+        self.warned: set[str] = set()
+
+    @contextmanager
+    def watch(self, batch: Batch) -> Iterator[None]:
+        """Around one training step, the first included; `batch` is one that the step uses."""
+        if self.every is None or self.run.step % self.every:
+            yield
+            return
+        before = weight_copies(self.modules)
+        yield
+        figures = self._features(batch)
+        figures |= {f"update/{name}": value for name, value in update_ratios(before, self.modules).items()}
+        # Clipping scales all gradients of encoder or predictor alike, so these are as applied, not as computed.
+        figures |= {f"gradient/{name}": value for name, value in grad_norms(self.modules).items()}
+        figures |= state_space_stats(self.mixers)
+        self._write(figures)
+        self._warn(figures)
+
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> dict[str, float]:
+        """Statistics of targets and predictions on `batch` after the step, and the error by time index."""
+        run = self.run
+        batch = batch.to(next(run.encoder.parameters()).device)
+        clips = normalize(batch.clips[0])
+        targets_BND = F.layer_norm(run.target_encoder(clips).float(), (run.encoder.embed_dim,))
+        targets = apply_masks(targets_BND, batch.masks_pred, concat=False)
+        predictions = VideoJEPA(run.encoder, run.predictor)(clips, batch.masks_enc, batch.masks_pred)
+        figures = {f"target/{name}": value for name, value in feature_stats(targets_BND).items()}
+        figures |= {f"prediction/{name}": value for name, value in feature_stats(predictions[0]).items()}
+        del figures["prediction/sample_std"]  # rows of predictions are at other places in each sample
+        grid = run.encoder.grid
+        errors = loss_by_frame(predictions, targets, batch.masks_pred, grid.h * grid.w, grid.t)
+        return figures | {f"error/time_{t}": error for t, error in enumerate(errors)}
+
+    def _write(self, figures: dict[str, float]) -> None:
+        epoch, itr = divmod(self.run.step, self.run.steps_per_epoch)
+        if self.csv is None:
+            columns = [("%d", "epoch"), ("%d", "itr"), *(("%.4e", name) for name in figures)]
+            self.csv = CSVLogger(diagnostics_path(self.args), *columns, resume_at=self.resume_at)
+        self.csv.log(epoch, itr, *figures.values())
+        if self.board is not None:
+            for name, value in figures.items():
+                self.board.add_scalar(f"diagnostics/{name}", value, self.run.step)
+
+    def _warn(self, figures: dict[str, float]) -> None:
+        """One line for each thing that is wrong, when it begins."""
+        width = self.run.encoder.embed_dim
+        wrong = {
+            "collapse": (
+                figures["target/sample_std"] < LEAST_SAMPLE_STD,
+                f"the targets of different clips hardly differ (standard deviation {figures['target/sample_std']:.2g} "
+                "at the same place): the features are collapsing; raise optimization.ema or lower optimization.lr",
+            ),
+            "rank": (
+                figures["target/effective_rank_centered"] < LEAST_RANK * width,
+                f"the targets use {figures['target/effective_rank_centered']:.0f} of {width} dimensions: "
+                "the features are collapsing; raise optimization.ema or lower optimization.lr",
+            ),
+            # At step 0 a predictor that has learnt nothing yet passes little on.
+            "gradient": (
+                self.run.step > 0 and figures["gradient/encoder"] < LEAST_GRADIENT * figures["gradient/predictor"],
+                f"the encoder's gradient ({figures['gradient/encoder']:.1e}) is orders below the predictor's "
+                f"({figures['gradient/predictor']:.1e}): the encoder does not learn",
+            ),
+        }
+        for name, (holds, message) in wrong.items():
+            if holds and name not in self.warned:
+                logger.warning(f"step {self.run.step}: {message}")
+        self.warned = {name for name, (holds, _) in wrong.items() if holds}
+
+    def close(self) -> None:
+        """Write out what is still on its way."""
+        for writer in (self.csv, self.board):
+            if writer is not None:
+                writer.close()
+
+
+def diagnostics_path(args: PretrainConfig) -> Path:
+    """The csv of the figures."""
+    return args.output_folder() / f"{args.logging.write_tag}-diagnostics.csv"
+
+
+def _parts(run: Run) -> Iterator[tuple[str, nn.Module]]:
+    """Encoder and predictor as wholes, and the patch embedding and every block of each."""
+    for name, module in (("encoder", run.encoder), ("predictor", run.predictor)):
+        yield name, module
+        for inner, part in module.named_modules():
+            if isinstance(part, (PatchEmbed3D, Block, MambaBlock)):
+                yield f"{name}.{inner}", part
+
+
+def _tensorboard(args: PretrainConfig) -> Any:
+    """A SummaryWriter in the run's folder, or None where tensorboard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(args.output_folder() / "tensorboard"))
