@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from app.vjepa.status import read_status
+from app.vjepa.status import check_same_run, read_status
 from src.utils.config import Section
 from src.utils.fields import (
     DatasetType,
@@ -299,6 +299,7 @@ class PretrainConfig(Section):
         return Path(self.logging.folder)
 
     def finished(self) -> bool:
+        check_same_run(self.output_folder(), self.model_dump())
         status = read_status(self.output_folder())
         return status.state == "finished" and status.epochs == self.optimization.epochs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,13 @@ from src.utils.yaml_io import read_mapping
 
 PARAMS = "params-pretrain.yaml"
 LOSS_STEPS = 20  # the loss shown is the mean over so many last steps
+
+# How a run is carried out and how long it is: it may go on with other values of these. Everything else is what it is.
+_MAY_CHANGE = (
+    *("nodes", "tasks_per_node", "logging.", "meta.load_checkpoint", "meta.read_checkpoint", "meta.use_sdpa"),
+    *("data.num_workers", "data.pin_mem", "data.decoder", "model.use_activation_checkpointing", "model.compile_model"),
+    "optimization.epochs",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,29 @@ def read_status(folder: Path, logs: Path | None = None, job: str | None = None, 
     if quiet < stale_s:
         return replace(status, state="running")
     return replace(status, state="stale", reason=f"nothing written for {quiet / 60:.0f} min")
+
+
+def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds a run of another config, before a sweep takes that one's numbers for this one's.
+
+    Raises:
+        UserError: names the first key that differs, and both values.
+    """
+    stored = _flat(read_mapping(folder / PARAMS)) if (folder / PARAMS).exists() else {}
+    for key, value in _flat(config).items():
+        if stored.get(key, value) != value and not key.startswith(_MAY_CHANGE):
+            raise UserError(
+                f"{folder} holds a run with {key}={stored[key]}, where {value} is asked for now: "
+                "choose another folder, or remove that one"
+            )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; lists are values."""
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _older(path: Path, other: Path) -> bool:

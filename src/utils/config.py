@@ -42,7 +42,7 @@ class Section(BaseModel):
         raise NotImplementedError
 
     def finished(self) -> bool:
-        """Whether that folder holds the whole run already, as far as its files can tell."""
+        """Whether that folder holds the whole run already, as far as its files tell; UserError if it holds another."""
         raise NotImplementedError
 
 

@@ -13,6 +13,7 @@ from app.scaffold import load
 from app.sweep_status import read_runs
 from app.vjepa.status import read_status
 from src.utils.config import save_config
+from src.utils.errors import UserError
 from src.utils.sweep import Planned, Record
 
 HEADER = "epoch,itr,loss,loss-jepa,reg-loss,enc-grad-norm,pred-grad-norm,wall-time(ms)\n"
@@ -59,6 +60,18 @@ def test_finished(tmp_path, ipe):
     assert not longer.finished()
     (tmp_path / "a" / "jepa-latest.pth.tar").unlink()
     assert read_status(tmp_path / "a").state == "running", "the last checkpoint is still being written"
+
+
+def test_a_run_of_another_config_is_not_taken_for_this_one(tmp_path):
+    config = write_run(tmp_path / "a", 6)
+
+    def changed(section, **values):
+        return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+    assert changed("data", num_workers=7).finished(), "not what a run learns from"
+    message = r"a holds a run with loss.reg_coeff=0.0, where 0.5 is asked for now: choose another folder"
+    with pytest.raises(UserError, match=message):
+        changed("loss", reg_coeff=0.5).finished()
 
 
 def test_a_checkpoint_from_before_the_last_step_does_not_finish_a_run(tmp_path):
