@@ -81,7 +81,7 @@ def load_encoders(
     if "use_sdpa" in pretrain.model_fields_set and backbone(weights.spec.name).mixer == "attention":
         weights.spec.options["use_sdpa"] = pretrain.use_sdpa
 
-    settings = {"pretrain": weights.spec._asdict()}
+    settings = weights.spec._asdict()
     epoch = f", epoch {source.state['epoch']}" if "epoch" in source.state else ""
     logger.info(str(weights.report))
     loaded = {"pretrained": Loaded(prepare(weights.build()), f"{source.what}{epoch}", settings, stored)}

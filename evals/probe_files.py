@@ -129,7 +129,8 @@ def save(
         "fingerprint": fingerprint,
     }
     if tuned is not None:
-        state |= {"encoder": tuned.encoder.state_dict(), "config": tuned.config}
+        state |= {"encoder": tuned.encoder.state_dict(), "spec": tuned.settings}
+        state |= {"config": tuned.config} if tuned.config else {}
     checkpoint.save_atomic(state, path)
 
 

@@ -34,8 +34,8 @@ _PLACES = (TARGET, "model", "module", "")
 class Source(NamedTuple):
     """One model of a file, its tensors still on the disk.
 
-    `key` is where in the file it is, '' if the model is all there is; `spec` is set where the file has a config of
-    ours; `state` is the whole file.
+    `key` is where in the file it is, '' if the model is all there is; `spec` is set where the file says what it is, as
+    ours do; `state` is the whole file.
     """
 
     path: Path
@@ -99,7 +99,11 @@ def _pick(state: dict[str, Any], key: str | None, path: Path) -> Source:
     if not _are_weights(state.get(key)):
         found = [name for name, value in state.items() if value and _are_weights(value)]
         raise UserError(f"{path}: no weights under '{key}'; it holds {', '.join(found) or 'none'}")
-    spec = _by_config(encoder_spec, state, path) if "config" in state else None
+    spec = None
+    if isinstance(state.get("spec"), Mapping) and set(state["spec"]) == {*EncoderSpec._fields}:
+        spec = EncoderSpec(**state["spec"])  # an encoder that was tuned, perhaps at sizes of its own
+    elif "config" in state:
+        spec = _by_config(encoder_spec, state, path)
     return Source(path, key, state[key], spec, state)
 
 
@@ -149,7 +153,7 @@ def load_predictor(path: str | Path, num_heads: int | None = None) -> Predictor:
     """
     source = open_weights(path, "predictor")
     tensors = strip_prefixes(source.tensors)
-    if source.spec is not None:
+    if "config" in source.state:
         spec = _by_config(predictor_spec, source.state, Path(path))
     else:
         of = _pick(source.state, None, Path(path))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.models import load_encoder
-from src.models.loading import load_predictor, load_probe
+from src.models.loading import fit_encoder, load_predictor, load_probe, open_weights
 from src.models.registry import BACKBONES, Row
 from src.models.spec import EncoderSpec
 from src.utils.errors import UserError
@@ -123,6 +123,19 @@ def test_videomamba_image_model_says_what_was_done(small, tmp_path, caplog):
         "added, as zeros: temporal_pos_embedding (1, 2, 24): an image has no time",
         "left out: head.weight, head.bias",
     ]
+
+
+@torch.no_grad()
+def test_a_tuned_encoder_says_what_it_is(vjepa, tmp_path):
+    """Its positions, resampled for other clips, are no table's any more."""
+    _, path = vjepa
+    weights = fit_encoder(open_weights(path), num_frames=8, img_size=48)
+    encoder = weights.build()
+    torch.save({"encoder": encoder.state_dict(), "spec": weights.spec._asdict()}, tmp_path / "tuned.pth.tar")
+    clip = torch.randn(1, 3, 8, 48, 48)
+    assert torch.equal(load_encoder(tmp_path / "tuned.pth.tar", "encoder")(clip), encoder(clip))
+    torch.save({"encoder": encoder.state_dict()}, tmp_path / "mute.pth.tar")
+    one_line("holds no sin-cos positions of square frames", load_encoder, tmp_path / "mute.pth.tar", "encoder")
 
 
 class Code:
