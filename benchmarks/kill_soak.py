@@ -171,6 +171,7 @@ def soak(run: int, videos: Path, root: Path, whole: Path, seconds: float, rng: r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=60, help="start no run after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/results/kill_soak.csv"))
     args = parser.parse_args()
@@ -189,7 +190,7 @@ def main() -> None:
             pids, _store = start(config(videos, root / name, None), root / f"{name}.log")
             wait(pids, root / f"{name}.log")
             seconds = time.monotonic() - started
-        while len(lines) < args.kills:
+        while len(lines) < args.kills and time.monotonic() - began < 60 * args.minutes:
             new = soak(run, videos, root, root / "whole", seconds, rng)
             writer.writerows(new)
             file.flush()

@@ -11,11 +11,11 @@ import time
 
 from app.vjepa import train
 from src.models.registry import BACKBONES
-from src.utils import launch
+from src.utils import processes
 from src.utils.distributed import current
 from src.utils.errors import run_cli
 
-launch._GRACE_S = 1.0
+processes._GRACE_S = 1.0
 for _name, _row in list(BACKBONES.items()):
     BACKBONES[_name] = _row._replace(depth=2)
 

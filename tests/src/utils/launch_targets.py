@@ -57,24 +57,10 @@ def sleep(folder):
     time.sleep(120)
 
 
-def job(name, config, resume_preempt=False):
-    """What a submitted job runs."""
-    facts = {
-        "name": name,
-        "resume": resume_preempt,
-        "ranks": all_reduce_mean(torch.tensor(float(current().rank))).item(),
-    }
-    if is_main():
-        Path(config.logging.folder).mkdir(parents=True, exist_ok=True)
-        (Path(config.logging.folder) / "job.json").write_text(json.dumps(facts))
-    if config.logging.write_tag == "bad":
-        raise UserError("logging.write_tag is bad")
-
-
 if __name__ == "__main__":
-    from src.utils import launch
+    from src.utils import launch, processes
     from src.utils.errors import run_cli
 
-    launch._GRACE_S = 1.0
+    processes._GRACE_S = 1.0
     target = {"sleep": sleep, "report": report}[sys.argv[1]]
     run_cli(lambda: launch.run_local(target, ["cpu", "cpu"] if target is sleep else None, (sys.argv[2],)))
