@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from app.vjepa.config import PretrainConfig
+from app.vjepa.utils import init_video_model
 from evals.config import PretrainedConfig
 from src.models.backbone import VideoEncoder
 from src.models.loading import fit_encoder, open_weights
@@ -87,8 +88,8 @@ def load_encoders(
     loaded = {"pretrained": Loaded(prepare(weights.build()), f"{source.what}{epoch}", settings, stored)}
     if with_random:
         with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
-            torch.manual_seed(trained_as.meta.seed if trained_as else seed)  # as pretraining draws it
-            untrained = weights.spec.build()
+            torch.manual_seed(seed)
+            untrained = init_video_model(trained_as)[0] if trained_as else weights.spec.build()
         described = "the same encoder as initialised, never trained"
         loaded["random"] = Loaded(prepare(untrained), described, settings, stored)
     return loaded
