@@ -96,10 +96,7 @@ def write_safetensors(checkpoint: Path, folder: Path, name: str, key: str | None
         "std": IMAGENET_STD,
         "training": _facts(source),
     }
-    try:
-        save_file(weights.tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"{folder.parent}: cannot be written: {one_line(error)}") from None
+    save_file(weights.tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kernel = weights.tensors["patch_embed.proj.weight"]
     card = _CARD.format(
@@ -154,10 +151,15 @@ def into_new_folder(out: Path, write: Callable[[Path], str]) -> str:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             folder = Path(temporary) / "export"
             folder.mkdir()
-            done = write(folder)
+            try:
+                done = write(folder)
+            except UserError as error:  # it may name a file that is gone before anybody reads this
+                raise UserError(str(error).replace(str(folder), str(out))) from None
             folder.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{out}: cannot be written: {one_line(error)}") from None
     return done
 
 

@@ -171,6 +171,23 @@ def test_damaged_exports(checkpoint, tmp_path):
     refused("config.json: No such file or directory: not what src.utils.export wrote")
 
 
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """The system stops writes beyond a file size, as a full disk does."""
+    torch.save({"target_encoder": create_encoder("vit_tiny", img_size=32, num_frames=4).state_dict()}, tmp_path / "c")
+    script = (
+        "import resource, sys\n"
+        "from src.utils.errors import run_cli\n"
+        "from src.utils.export import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "run_cli(lambda: main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, "--checkpoint", str(tmp_path / "c"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {tmp_path}/out: cannot be written: ") and "File too large" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
 def test_the_command_line_says_one_line_and_exits_with_2(tmp_path):
     command = [sys.executable, "-m", "src.utils.export", "--checkpoint", "gone.pth", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
