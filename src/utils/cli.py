@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 
 from src.utils.config import Section, check_ready, did_you_mean, key_table
 from src.utils.errors import UserError
+from src.utils.sweep import Check, Planned, Record, plan
 from src.utils.yaml_io import apply_overrides, read_mapping
 
 Load = Callable[[str, Sequence[str]], tuple[str, Section]]
-Check = Callable[..., tuple[str, Section]]  # (raw, source, overridden)
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,7 +144,6 @@ def run_on_cluster(
         parser.error(f"--signal-delay {args.signal_delay_s} leaves nothing of --time {args.minutes} (minutes)")
     wait_without_spinning()  # the jobs inherit it
     from src.utils.cluster import Resources, Run, submit
-    from src.utils.sweep import Planned, Record, plan
 
     if args.batch_launch:
         planned, place = plan(args.fname, check, folder_key)

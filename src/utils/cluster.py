@@ -99,7 +99,7 @@ def submit(
     """Submit one job per run; runs of one size become one job array. Finished runs of a sweep are left out.
 
     Args:
-        target: called in every process as target(name, config, resume_preempt=...).
+        target: called in every process as target(name, config as plain values, resume_preempt=...).
         runs: the checked configs.
         resources: what to ask for.
         dry_run: say what would be submitted, and stop.
@@ -214,7 +214,7 @@ def _submit_arrays(
 
 def _job(target: Callable[..., None], run: Run, on_gpu: bool) -> Job:
     # A sweep that is submitted again goes on where its runs stopped, whatever the base says of load_checkpoint.
-    return Job(target, run.name, run.config, on_gpu, resume=bool(run.planned.label))
+    return Job(target, run.name, run.config.model_dump(), on_gpu, resume=bool(run.planned.label))
 
 
 def _run_here(

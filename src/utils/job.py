@@ -8,16 +8,16 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import submitit
 import torch
 from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
-from src.utils.config import Section
 from src.utils.devices import share_cores
 from src.utils.distributed import init_distributed, naming_the_lost, shutdown
-from src.utils.errors import UserError
+from src.utils.errors import UserError, one_line
 from src.utils.logging import get_logger
 from src.utils.preemption import Preempted
 
@@ -33,13 +33,13 @@ class Job:
     Args:
         target: called as target(name, config, resume_preempt=...).
         name: of the app or eval.
-        config: its checked config.
+        config: its checked config as plain values: a job may start days later, when the schema has new keys.
         on_gpu: whether GPUs were asked for.
         resume: go on from what the folder holds, whatever the config says.
     """
 
     def __init__(
-        self, target: Callable[..., None], name: str, config: Section, on_gpu: bool, resume: bool = False
+        self, target: Callable[..., None], name: str, config: dict[str, Any], on_gpu: bool, resume: bool = False
     ) -> None:
         self.target, self.name, self.config = target, name, config
         self.on_gpu, self.resume = on_gpu, resume
@@ -161,4 +161,4 @@ def _reason(error: Exception) -> str:
     """Why the requeue failed, on one line."""
     if isinstance(error, FileNotFoundError):
         return f"there is no {error.filename} on this node"
-    return " ".join(str(error).removeprefix("Job not requeued because: ").split()).rstrip(".")
+    return one_line(error).removeprefix("Job not requeued because: ").rstrip(".")

@@ -25,9 +25,9 @@ HERE = Path(__file__).parent
 def targets(monkeypatch):
     monkeypatch.syspath_prepend(HERE)
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{Path.cwd()}")
-    import launch_targets
+    import job_targets
 
-    return launch_targets
+    return job_targets
 
 
 def run_of(folder, *overrides):

@@ -30,7 +30,7 @@ def targets(monkeypatch):
 
 
 def config_of(folder, *overrides):
-    return load("configs/pretrain/vm_tiny.yaml", [f"logging.folder={folder}", *overrides])[1]
+    return load("configs/pretrain/vm_tiny.yaml", [f"logging.folder={folder}", *overrides])[1].model_dump()
 
 
 def test_a_requeued_job_resumes(targets):
