@@ -33,6 +33,10 @@ class DataConfig(Section):
         description="kind of data; MotionDataset is the embedded one and writes itself where it is absent",
     )
     mask_type: MaskType = Field("multiblock3d", description="how tokens are chosen to be hidden; see `mask`")
+    mask_equalize: Literal["matched", "random", "tail"] = Field(
+        "matched",
+        description="(added) multiblock3d: how a batch's masks get one length; tail: V-JEPA's, cut at the clip's end",
+    )
     datasets: PathList = Field(
         default_factory=list,
         description="lists of videos (csv, one `path label` per line), or shards for WebVideoDataset",
@@ -194,8 +198,16 @@ class ModelConfig(Section):
     uniform_power: bool = Field(False, description="split the sin-cos position evenly between time, height and width")
     use_mask_tokens: bool = Field(False, description="learned mask tokens; false, V-JEPA's noised targets, is refused")
     zero_init_mask_tokens: bool = Field(True, description="start mask tokens at zero")
-    pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) positions of a videomamba encoder")
-    bidirectional: bool = Field(True, description="(added) scan both ways in Mamba blocks")
+    pos_embed: Literal["sincos", "learned", "none"] = Field(
+        "sincos", description="(added) positions of a videomamba encoder"
+    )
+    bidirectional: bool = Field(True, description="(added) scan both ways in a videomamba encoder's blocks")
+    scan_order: Literal["spatial", "temporal"] = Field(
+        "spatial", description="(added) what a videomamba encoder scans along first: the places of a frame, or time"
+    )
+    halve_directions: bool = Field(
+        False, description="(added) mean instead of sum of the two directions in a videomamba encoder"
+    )
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="(added) stochastic depth of the encoder")
     use_activation_checkpointing: bool = Field(
         False, description="(added) compute each block twice instead of keeping what it computed: less memory, slower"
@@ -207,7 +219,8 @@ class ModelConfig(Section):
         from src.models.registry import backbone  # imports torch, which takes seconds: not for --help
 
         if backbone(self.model_name).mixer == "attention":
-            for key, only in (("pos_embed", "sincos"), ("bidirectional", True)):
+            for key in ("pos_embed", "bidirectional", "scan_order", "halve_directions"):
+                only = type(self).model_fields[key].default
                 if getattr(self, key) != only:
                     raise ValueError(
                         f"model.{key}={getattr(self, key)} means nothing for {self.model_name}: "
@@ -253,6 +266,23 @@ class OptimizationConfig(Section):
         return self
 
 
+class StudyConfig(Section):
+    """(added) Faults of an earlier attempt, to find out which of them mattered. Nothing for a recipe: all are off."""
+
+    linear_std: float | None = Field(
+        None, gt=0, description="draw every Linear and the patch embedding from a normal of this deviation, biases zero"
+    )
+    zero_dt_bias: bool = Field(False, description="start with dt_proj.bias at zero: every step size is softplus(0)")
+    decay_state_space: bool = Field(False, description="weight decay on A_log too")
+    target_drop_path: bool = Field(False, description="stochastic depth in the target encoder too")
+    schedule_per_batch: bool = Field(
+        False, description="advance the schedules with every accumulated batch, past their end, where a cosine rises"
+    )
+    shrink_variance: bool = Field(
+        False, description="the variance term as printed: add mean sqrt(var + eps), which pulls the variance down"
+    )
+
+
 class PretrainConfig(Section):
     """A whole pretraining YAML."""
 
@@ -267,11 +297,14 @@ class PretrainConfig(Section):
     meta: MetaConfig = Field(default_factory=MetaConfig)
     model: ModelConfig
     optimization: OptimizationConfig
+    study: StudyConfig = Field(default_factory=StudyConfig)
 
     @model_validator(mode="after")
     def _masks(self) -> PretrainConfig:
         """Hold each mask to the keys of its type and fill in that type's defaults."""
         kind = self.data.mask_type
+        if kind != "multiblock3d" and self.data.mask_equalize != "matched":
+            raise ValueError(f"data.mask_equalize means nothing for data.mask_type={kind}: its masks have one length")
         for i, mask in enumerate(self.mask):
             for key in MaskConfig.model_fields:
                 if key not in _MASK_KEYS[kind] and getattr(mask, key) is not None:

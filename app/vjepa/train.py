@@ -59,7 +59,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     checkpoints = find_checkpoints(args, resume_preempt)
 
     encoder, predictor = init_video_model(args)
-    target_encoder = make_target_encoder(encoder)
+    target_encoder = make_target_encoder(encoder).train(args.study.target_drop_path)
     for module in (encoder, predictor, target_encoder):
         module.to(device)
     spare_and_compile(args, encoder, predictor, target_encoder)
@@ -86,6 +86,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
 def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
     """The training data, with masks drawn beside it."""
     data = args.data
+    blocks = {"equalize": data.mask_equalize} if data.mask_type == "multiblock3d" else {}
     collator = create_mask_collator(
         data.mask_type,
         args.mask_dicts(),
@@ -97,6 +98,7 @@ def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
         rank=rank,
         world_size=world_size,
         accumulate=args.optimization.accumulate_steps,
+        **blocks,
     )
     keys = ("dataset_type", "datasets", "datasets_weights", "batch_size", "num_clips", "num_frames", "sampling_rate")
     keys += ("clip_duration", "filter_short_videos", "filter_long_videos", "pad_truncated", "decoder", "allow_pipe")
@@ -194,7 +196,9 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
             with autocast(args, device):
                 targets = make_targets(run.target_encoder, clips, masks_pred)
                 predictions = run.model(clips, masks_enc, masks_pred)
-            losses = jepa_losses(predictions, targets, args.loss.loss_exp, args.loss.reg_coeff)
+            losses = jepa_losses(
+                predictions, targets, args.loss.loss_exp, args.loss.reg_coeff, shrink=args.study.shrink_variance
+            )
             run.scaler.scale(losses.loss / len(group)).backward()
         parts.append(torch.stack(losses).detach())
     run.scaler.unscale_(run.optimizer)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from app.vjepa.config import PretrainConfig
+from app.vjepa.faults import redraw
 from src.models.decay import decays
 from src.models.spec import encoder_spec, predictor_spec
 from src.models.utils.attention import Block
@@ -26,6 +27,7 @@ def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
     config = cfg.model_dump()
     encoder = encoder_spec(config).build()
     predictor = predictor_spec(config).build()
+    redraw(cfg.study, encoder, predictor)
     return encoder, predictor
 
 
@@ -55,7 +57,7 @@ def init_opt(encoder: nn.Module, predictor: nn.Module, cfg: PretrainConfig) -> t
     for module, lr_scale in ((encoder, 1.0), (predictor, o.pred_lr_scale)):
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         for decayed in (True, False):
-            parameters = [p for n, p in named if decays(n, p) == decayed]
+            parameters = [p for n, p in named if decays(n, p, cfg.study.decay_state_space) == decayed]
             groups.append({"params": parameters, "lr_scale": lr_scale, "WD_exclude": not decayed, "weight_decay": 0.0})
     fused = next(encoder.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=o.start_lr, betas=tuple(o.betas), eps=o.eps, fused=fused)
@@ -95,6 +97,8 @@ def make_schedule(cfg: PretrainConfig, steps_per_epoch: int) -> Callable[[int], 
     warmup = int(o.warmup * steps_per_epoch)
 
     def at(step: int) -> Schedule:
+        if cfg.study.schedule_per_batch:
+            step = _there_and_back(step * o.accumulate_steps, total)
         lr = warmup_cosine(
             step, warmup_steps=warmup, start_lr=o.start_lr, ref_lr=o.lr, final_lr=o.final_lr, total_steps=total
         )
@@ -103,6 +107,11 @@ def make_schedule(cfg: PretrainConfig, steps_per_epoch: int) -> Callable[[int], 
         return Schedule(lr, decay, momentum)
 
     return at
+
+
+def _there_and_back(step: int, total: int) -> int:
+    """Where a cosine that nobody stops is at `step`: after `total` it comes back up."""
+    return total - abs(total - step % (2 * total))
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, now: Schedule) -> None:

@@ -9,6 +9,11 @@ from torch import nn
 NO_DECAY_NAMES = ("A_log", "A_b_log", "D", "D_b", "mask_tokens", "cls_token", "pos_embed", "temporal_pos_embedding")
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: matrices and convolutions, but no A, D, bias, norm, token or position."""
+def decays(name: str, parameter: nn.Parameter, state_space: bool = False) -> bool:
+    """Whether weight decay applies: matrices and convolutions, but no A, D, bias, norm, token or position.
+
+    `state_space` lets it apply to A_log too, which is a mistake worth studying.
+    """
+    if state_space and name.endswith(("A_log", "A_b_log")):
+        return True
     return parameter.dim() > 1 and not any(part in NO_DECAY_NAMES for part in name.split("."))

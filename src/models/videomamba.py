@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from src.masks.utils import apply_masks
 from src.models.backbone import VideoEncoder, mamba_trunk
 from src.models.utils.pos_embs import Grid, resample_plane, resample_time
 from src.utils.errors import UserError
@@ -19,6 +20,8 @@ class VideoMamba(VideoEncoder):
     """Bidirectional selective state-space blocks over tubelets in raster order (space first, then time).
 
     forward: (B, C, T, H, W) -> (B, N, D), or (B, K, D) under masks (B, K), without the class token.
+    `scan_order`: what the blocks scan along first, the places of a frame ('spatial', raster order) or time
+    ('temporal'); tokens come in and go out in raster order either way.
     `pos_embed`: 'sincos' (fixed, 3-D), 'learned' (VideoMamba's: per patch plus per tubelet) or 'none'.
     `cls_token` puts a class token first in the sequence; `num_classes` adds the head that `logits` reads it with.
     """
@@ -42,6 +45,7 @@ class VideoMamba(VideoEncoder):
         d_state: int = 16,
         drop_path_rate: float = 0.0,
         halve_directions: bool = False,
+        scan_order: Literal["spatial", "temporal"] = "spatial",
         scan_backend: str = "auto",
     ) -> None:
         super().__init__(img_size, patch_size, num_frames, tubelet_size, in_chans, embed_dim, uniform_power)
@@ -55,6 +59,9 @@ class VideoMamba(VideoEncoder):
         elif pos_embed != "none":
             raise UserError(f"pos_embed '{pos_embed}' is not known: choose sincos, learned or none")
         self.pos_kind = pos_embed
+        if scan_order not in ("spatial", "temporal"):
+            raise UserError(f"scan_order '{scan_order}' is not known: choose spatial or temporal")
+        self.scan_order = scan_order
         self.layers, self.norm_f = mamba_trunk(
             embed_dim,
             depth,
@@ -76,8 +83,14 @@ class VideoMamba(VideoEncoder):
         time_1TD = resample_time(self.temporal_pos_embedding, grid.t)
         return (time_1TD[:, :, None] + space_1PD[:, None]).flatten(1, 2)
 
-    def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
-        tokens = self._all_tokens(x_BND)
+    def encode(self, x_BND: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None) -> torch.Tensor:
+        """Embedded tokens (B, N, D), kept only at `masks` if given -> (B, N or K, D), in the order they came in."""
+        if masks is None:
+            return self.run_trunk(x_BND)
+        return self.run_trunk(apply_masks(x_BND, masks), torch.cat(masks) if isinstance(masks, list) else masks)
+
+    def run_trunk(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None = None) -> torch.Tensor:
+        tokens = self._all_tokens(x_BND, index_BK)
         return tokens if self.cls_token is None else tokens[:, 1:]
 
     def forward_features(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -89,7 +102,12 @@ class VideoMamba(VideoEncoder):
         tokens = self.forward_features(x_BCTHW)
         return self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
 
-    def _all_tokens(self, x_BND: torch.Tensor) -> torch.Tensor:
+    def _all_tokens(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens through the blocks; `index_BK` says which ones they are where some were left out."""
+        order_BK1 = None
+        if self.scan_order == "temporal":
+            order_BK1 = self._time_first(x_BND, index_BK)[..., None]
+            x_BND = x_BND.take_along_dim(order_BK1, dim=1)
         if self.cls_token is not None:
             cls = self.cls_token
             if self.pos_kind == "learned":
@@ -97,4 +115,20 @@ class VideoMamba(VideoEncoder):
             x_BND = torch.cat([cls.expand(len(x_BND), -1, -1), x_BND], dim=1)
         for layer in self.layers:
             x_BND = layer(x_BND)
-        return self.norm_f(x_BND)
+        x_BND = self.norm_f(x_BND)
+        if order_BK1 is None:
+            return x_BND
+        first = x_BND.shape[1] - order_BK1.shape[1]  # 1 with a class token
+        return torch.cat([x_BND[:, :first], x_BND[:, first:].take_along_dim(order_BK1.argsort(dim=1), dim=1)], dim=1)
+
+    def _time_first(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None) -> torch.Tensor:
+        """Where to find the tokens of each place of the frame, one after another in time: (B, K)."""
+        if index_BK is None:
+            if x_BND.shape[1] != self.grid.size:
+                raise UserError(
+                    f"scan_order temporal takes the clips it was made for, of {self.grid.size} tokens, not "
+                    f"{x_BND.shape[1]}"
+                )
+            index_BK = torch.arange(self.grid.size, device=x_BND.device)[None]
+        area = self.grid.h * self.grid.w
+        return (index_BK % area * self.grid.t + index_BK // area).argsort(dim=1)

@@ -65,6 +65,34 @@ def test_which_tokens_see_which(bidirectional):
     assert seen[11:].any() == bidirectional
 
 
+@pytest.mark.parametrize("cls_token", [True, False])
+def test_scanning_along_time_first(cls_token):
+    """A model that scans along time equals one that scans space, on a clip whose tokens are put in that order."""
+    torch.manual_seed(0)
+    options = {**SMALL, "num_frames": 6, "pos_embed": "none", "cls_token": cls_token}
+    space, time = VideoMamba(**options).eval(), VideoMamba(**options, scan_order="temporal").eval()
+    time.load_state_dict(space.state_dict())
+    T, P = space.grid.t, space.grid.h * space.grid.w
+    tokens = torch.randn(2, T * P, 24)
+    time_first = tokens.unflatten(1, (T, P)).transpose(1, 2).flatten(1, 2)
+    wanted = space.encode(time_first).unflatten(1, (P, T)).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(time.encode(tokens), wanted)
+    # With tokens left out: those that stay, in the order of time first, and back in the order of the mask.
+    kept = torch.stack([torch.randperm(T * P)[:7].sort().values for _ in range(2)])
+    for row in range(2):
+        order = sorted(range(7), key=lambda j: (kept[row, j] % P, kept[row, j] // P))
+        alone = space.encode(tokens[row, kept[row]][None, order])[0]
+        torch.testing.assert_close(time.encode(tokens, kept)[row][order], alone)
+
+
+def test_scanning_along_time_takes_the_size_it_was_made_for():
+    model = VideoMamba(**SMALL, scan_order="temporal")
+    with pytest.raises(UserError, match="scan_order temporal takes the clips it was made for, of 32 tokens, not 64"):
+        model(torch.randn(1, 3, 8, 32, 32))
+    with pytest.raises(UserError, match="scan_order 'raster' is not known"):
+        VideoMamba(**SMALL, scan_order="raster")
+
+
 def test_step_sizes_start_between_a_thousandth_and_a_tenth():
     mixer = MambaMixer(192)
     for proj in (mixer.dt_proj, mixer.dt_proj_b):
