@@ -182,7 +182,7 @@ def recipe(tmp_path_factory):
         "logging": {"folder": str(root / "unused")},
         "mask": [{"ratio": 0.5}],
         "model": {"model_name": "vit_tiny", "pred_depth": 1, "pred_embed_dim": 24, "use_mask_tokens": True},
-        "optimization": {"epochs": 1, "ipe": 80, "lr": 1e-4},
+        "optimization": {"epochs": 1, "ipe": 50, "lr": 1e-4},
     }
     path = root / "recipe.yaml"
     path.write_text(yaml.safe_dump(raw))

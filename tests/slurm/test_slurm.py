@@ -56,17 +56,17 @@ def log(folder):
 def test_preempted_mid_epoch(cluster, recipe, tmp_path):
     """Two nodes train; a job of a higher partition takes both; the run goes on exactly where it was."""
     job = submit(cluster, recipe, tmp_path, "nodes=2", "tasks_per_node=2")
-    wait_for(lambda: len(steps(tmp_path)) >= 5, 120, "five steps", tmp_path)
+    wait_for(lambda: len(steps(tmp_path)) >= 3, 120, "three steps", tmp_path)
     high = cluster.run("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     wait_for(lambda: cluster.state(job) == "PENDING", 60, "preempted and queued again", tmp_path)
     before = steps(tmp_path)
-    assert 5 <= len(before) < 80, "the run was over before it was preempted"
+    assert 3 <= len(before) < 50, "the run was over before it was preempted"
     wait_for(lambda: cluster.state(high.split()[-1]) == "", 60, "the other job has had its turn", tmp_path)
     cluster.start_now(job)
     wait_for(lambda: cluster.state(job) == "", 150, "the run's end", tmp_path)
     resumed = re.search(r"resumed from .* at step (\d+)", log(tmp_path))
     assert resumed and int(resumed.group(1)) == len(before), log(tmp_path)
-    assert steps(tmp_path) == [(0, itr) for itr in range(80)]
+    assert steps(tmp_path) == [(0, itr) for itr in range(50)]
 
 
 def test_sweep_is_one_array(cluster, recipe, tmp_path):

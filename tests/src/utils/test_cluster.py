@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from app.scaffold import load
+from app.vjepa.status import read_status
 from src.datasets.motion import write_motion
 from src.utils.cluster import Resources, Run, submit
 from src.utils.errors import UserError
@@ -194,6 +195,4 @@ def test_a_stopped_local_sweep_goes_on(tmp_path):
         assert [row.split(",")[:2] for row in rows] == [["0", str(itr)] for itr in range(25)]
     logs = "".join(path.read_text() for path in (tmp_path / "jobs").rglob("*.err"))
     assert f"at step {done} " in logs
-    last = subprocess.run(words, capture_output=True, text=True, env=env, timeout=60)
-    assert last.stdout.count(" finished ") == 2
-    assert last.stdout.endswith("nothing to submit\n")
+    assert [read_status(tmp_path / "runs" / f"seed={seed}").state for seed in (0, 1)] == ["finished"] * 2
