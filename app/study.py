@@ -1,0 +1,136 @@
+"""`python -m app.study SWEEP --probe EVAL`: run a sweep, probe every run, and gather what came out in one csv.
+
+Training is `app.main` and probing `evals.main`, one run after the other; what is finished is not done again, so the
+same command goes on after an interruption. On a cluster, submit the sweep first (docs/slurm.md): this then only probes.
+The csv has a row for each run and encoder (pretrained, random) with the accuracy of each probe.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app import scaffold
+from app.vjepa.status import read_status
+from src.utils.cli import Parser
+from src.utils.csv_log import write_csv
+from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
+from src.utils.logging import get_logger
+from src.utils.sweep import Planned, plan
+from src.utils.yaml_io import dump_yaml, read_mapping
+
+logger = get_logger(__name__)
+
+# The health of a run at its last look, beside the accuracies.
+HEALTH = ("target/sample_std", "target/effective_rank_centered", "prediction/feature_std", "gradient/encoder")
+COLUMNS = ("run", "row", "seed", "encoder", "steps", "loss", *HEALTH)
+
+
+def main() -> int:
+    """The command line. Returns the exit code."""
+    parser = Parser("app.study", "Run a sweep, probe every run, gather the results in one csv.")
+    parser.usage = "%(prog)s SWEEP --probe EVAL [options]"
+    parser.epilog = "The same command again goes on where it was stopped."
+    parser.add_argument("sweep", metavar="SWEEP", help="sweep file, as configs/sweeps/why_it_failed.yaml")
+    parser.add_argument("--probe", metavar="EVAL", required=True, help="YAML of the evaluation, for every run")
+    parser.add_argument("--out", metavar="CSV", type=Path, help="default: docs/results/NAME-OF-THE-SWEEP.csv")
+    parser.add_argument("--only", metavar="ROW", nargs="+", help="rows of the sweep to run (default: all)")
+    args = parser.parse_args()
+    out = args.out or Path("docs/results") / f"{Path(args.sweep).stem}.csv"
+    planned, _ = plan(args.sweep, scaffold.check, "logging.folder")
+    if not planned[0].label:
+        raise UserError(f"{args.sweep}: a list of configs is no sweep: give base, folder, and runs or grid")
+    rows = {_row_of(run) for run in planned}
+    for row in args.only or []:
+        if row not in rows:
+            raise UserError(f"command line: --only: {args.sweep} has no row '{row}'; rows: {', '.join(sorted(rows))}")
+    chosen = [run for run in planned if args.only is None or _row_of(run) in args.only]
+    for number, run in enumerate(chosen, start=1):
+        logger.info(f"{run.label} ({number} of {len(chosen)})")
+        if train(run):
+            probe(run, args.probe)
+        gather(planned, args.probe, out)
+    failed = [run.label for run in chosen if results_of(run, args.probe) is None]
+    print(f"{out}: {len(chosen)} runs" + (f"; without results: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+def train(run: Planned) -> bool:
+    """Pretrain a run in a process of its own, unless it is finished. Returns whether it is; if not, stderr says why."""
+    _, config = scaffold.check(run.raw, run.source)
+    if config.finished():
+        return True
+    folder = config.output_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.yaml"
+    raw = run.raw | {"meta": run.raw.get("meta", {}) | {"load_checkpoint": True}}
+    path.write_text(dump_yaml(raw), encoding="utf-8")
+    return _call("app.main", "--fname", str(path))
+
+
+def probe(run: Planned, eval_file: str) -> bool:
+    """Probe a run's encoder, unless its results are there. Returns whether they are."""
+    if results_of(run, eval_file) is not None:
+        return True
+    model, folder = run.raw["model"]["model_name"], run.raw["logging"]["folder"]
+    return _call("evals.main", "--fname", eval_file, f"pretrain.folder={folder}", f"pretrain.model_name={model}")
+
+
+def _call(*command: str) -> bool:
+    """Run one of our commands. Ctrl-C and a run that was asked to stop end the study; a run that fails does not."""
+    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    if code >= EXIT_INTERRUPTED - 2 or code < 0:  # 128 and more: signals
+        raise SystemExit(code if code > 0 else 128 - code)
+    return code == 0
+
+
+def results_of(run: Planned, eval_file: str) -> dict[str, Any] | None:
+    """What the evaluation of a run wrote, or None."""
+    evaluation = read_mapping(eval_file)
+    tag = str(evaluation.get("tag") or "")
+    found = sorted(Path(run.raw["logging"]["folder"], evaluation["eval_name"], tag).glob("*-results.json"))
+    return json.loads(found[0].read_text(encoding="utf-8")) if found else None
+
+
+def gather(planned: Sequence[Planned], eval_file: str, out: Path) -> None:
+    """Write the csv of all runs that have begun."""
+    begun = [(run, read_status(Path(run.raw["logging"]["folder"])), results_of(run, eval_file)) for run in planned]
+    begun = [entry for entry in begun if entry[1].step]
+    probes = list(dict.fromkeys(score["probe"] for *_, found in begun if found for score in found["scores"]))
+    rows: list[list[object]] = []
+    for run, status, found in begun:
+        health = last_health(run)
+        what = [run.label, _row_of(run), run.raw.get("meta", {}).get("seed", 0)]
+        shown = [status.step, "" if status.loss is None else f"{status.loss:.5f}"]
+        shown += [health.get(name, "") for name in HEALTH]
+        scores = found["scores"] if found else []
+        for encoder in dict.fromkeys(score["row"] for score in scores) or ("none",):
+            accuracy = {s["probe"]: f"{s['accuracy']:.4f}" for s in scores if s["row"] == encoder}
+            rows.append([*what, encoder, *shown, *(accuracy.get(name, "") for name in probes)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(out, [*COLUMNS, *probes], rows)
+
+
+def last_health(run: Planned) -> dict[str, str]:
+    """The last row of a run's diagnostics; empty where there are none."""
+    logging = run.raw["logging"]
+    path = Path(logging["folder"]) / f"{logging.get('write_tag', 'jepa')}-diagnostics.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(iter([*csv.DictReader(file)][-1:]), {})
+
+
+def _row_of(run: Planned) -> str:
+    """What a run has in common with those of other seeds: its name without the seed."""
+    return re.sub(r"-?\bseed=\d+", "", run.label) or run.label
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,108 @@
+"""A sweep trained, probed and gathered: real runs, one of which fails."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.study import main
+from src.utils.errors import UserError
+
+EVAL = {
+    "tag": "study",
+    "eval_name": "video_classification_frozen",
+    "probes": ["linear", "knn"],
+    "random_baseline": True,
+    "data": {
+        "dataset_type": "MotionDataset",
+        "num_classes": 16,
+        "frames_per_clip": 4,
+        "num_segments": 1,
+        "num_views_per_segment": 1,
+        "frame_step": 1,
+        "num_workers": 0,
+        "cache_features": True,
+    },
+    "optimization": {"num_epochs": 1, "resolution": 32, "batch_size": 8, "lr": 1e-3},
+    "pretrain": {
+        "model_name": "vit_tiny",
+        "frames_per_clip": 4,
+        "patch_size": 16,
+        "folder": "overridden",
+        "checkpoint": "jepa-latest.pth.tar",
+        "write_tag": "jepa",
+    },
+}
+
+
+@pytest.fixture
+def sweep(small, videos, tmp_path):
+    """Two rows of a small ViT: one that learns, and one that diverges in its first steps."""
+    small(
+        "base",
+        data={"num_frames": 4, "patch_size": 16},
+        model={"model_name": "vit_tiny", "drop_path_rate": 0.0},
+        optimization={"ipe": 2, "epochs": 1, "warmup": 0},
+        logging={"diagnose_every": 1},
+    )
+    evaluation = EVAL | {
+        "data": EVAL["data"] | {"dataset_train": str(videos), "dataset_val": str(videos.with_name("val.csv"))}
+    }
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(evaluation))
+    runs = {"fine": {}, "wild": {"optimization.lr": 1e30, "optimization.start_lr": 1e30}}
+    path = tmp_path / "rows.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "base": str(tmp_path / "base.yaml"),
+                "folder": str(tmp_path / "runs"),
+                "runs": runs,
+                "grid": {"meta.seed": [3]},
+            }
+        )
+    )
+    return path
+
+
+def study(*words, cwd):
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "app.study", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
+
+
+def test_a_study_from_sweep_to_csv(sweep, tmp_path):
+    out = tmp_path / "out.csv"
+    done = study(sweep, "--probe", tmp_path / "eval.yaml", "--out", out, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "2 runs; without results: wild-seed=3" in done.stdout
+    assert "the loss is" in done.stderr  # why that one has none
+    with out.open() as file:
+        rows = {(row["row"], row["encoder"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {("fine", "pretrained"), ("fine", "random"), ("wild", "none")}
+    for encoder in ("pretrained", "random"):
+        row = rows["fine", encoder]
+        assert (row["run"], row["seed"], row["steps"]) == ("fine-seed=3", "3", "2")
+        assert 0 <= float(row["linear"]) <= 1 and 0 <= float(row["knn"]) <= 1
+        assert float(row["target/effective_rank_centered"]) > 1 and float(row["loss"]) > 0
+    assert rows["wild", "none"]["linear"] == ""
+
+    before = out.read_text(), (tmp_path / "runs/fine-seed=3/jepa_r0.csv").stat().st_mtime_ns
+    again = study(sweep, "--probe", tmp_path / "eval.yaml", "--out", out, "--only", "fine", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (out.read_text(), (tmp_path / "runs/fine-seed=3/jepa_r0.csv").stat().st_mtime_ns) == before
+
+
+def test_mistakes(sweep, tmp_path, monkeypatch):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["app.study", *map(str, words), "--probe", str(tmp_path / "eval.yaml")])
+        main()
+
+    with pytest.raises(UserError, match="has no row 'fin'; rows: fine, wild"):
+        call(sweep, "--only", "fin")
+    (tmp_path / "list.yaml").write_text(f"- {tmp_path / 'base.yaml'}\n")
+    with pytest.raises(UserError, match="a list of configs is no sweep"):
+        call(tmp_path / "list.yaml")
