@@ -1,6 +1,7 @@
 # make demo    pretrain VideoMamba-Tiny on the embedded data, probe it, show the table
 # make test    the whole test suite
-# make test-triton   the Triton kernels in Triton's interpreter, on the CPU; installs triton (700 MB)
+# make test-extras   what the test suite skips for want of a large package: Triton's kernels in its interpreter, on the
+#                    CPU, and timm's models; installs both
 # make lint    ruff
 # Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-triton lint format clean
+.PHONY: demo test test-extras lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m src.datasets.motion --out data/motion
@@ -18,9 +19,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-test-triton: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton
-	$(BIN)/python -m pytest tests/src/ops/test_triton.py
+test-extras: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton timm
+	$(BIN)/python -m pytest tests/src/ops/test_triton.py tests/src/models/test_timm_models.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/src/datasets"))
 
-from conftest import Media  # noqa: E402
-from test_decode import FORMATS, READS  # noqa: E402
+from conftest import Media
+from test_decode import FORMATS, READS
 
-from src.datasets.decode import DecodeError, read_frames  # noqa: E402
+from src.datasets.decode import DecodeError, read_frames
 
 
 def wrong_reads(path: Path, decoder: str) -> int:

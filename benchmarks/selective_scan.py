@@ -21,12 +21,12 @@ from pathlib import Path
 # Two threads that the system happens to leave on one core tell nothing about two threads. Read when torch is loaded.
 os.environ.setdefault("OMP_PROC_BIND", "true")
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from src.ops.compiled import keep_freed_memory  # noqa: E402
-from src.ops.selective_scan import Direction, selective_scan, selective_scan_bidirectional  # noqa: E402
+from src.ops.compiled import keep_freed_memory
+from src.ops.selective_scan import Direction, selective_scan, selective_scan_bidirectional
 
 Inputs = dict[str, Tensor]
 
