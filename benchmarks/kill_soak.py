@@ -2,7 +2,8 @@
 
     python -m benchmarks.kill_soak --kills 200
 
-Every run is 40 steps in two processes, killed by SIGKILL five times: both processes, one up to 50 ms before the other.
+Every run is 40 steps in two processes, killed by SIGKILL up to five times: both processes, one up to 50 ms before the
+other.
 In turn, runs save after every step, several times in an epoch, or at its end only. The processes are forked from this
 one, which has imported everything, so that a start costs a fraction of a second; besides that they are the command
 line's. Writes a line for each kill to docs/results/kill_soak.csv.
@@ -149,7 +150,7 @@ def soak(run: int, videos: Path, root: Path, whole: Path, seconds: float, rng: r
     cfg, lines, before = config(videos, folder, SAVES[name]), [], set()
     for number in range(KILLS_PER_RUN):
         pids, _store = start(cfg, log)
-        after = rng.uniform(0, 0.6 * seconds)
+        after = rng.uniform(0, 0.3 * seconds)
         first = kill(pids, rng, after)
         if first is None:
             break
