@@ -2,11 +2,10 @@
 
     python -m benchmarks.kill_soak --kills 200
 
-Every run is 40 steps in two processes, killed by SIGKILL up to five times: both processes, one up to 50 ms before the
-other.
-In turn, runs save after every step, several times in an epoch, or at its end only. The processes are forked from this
-one, which has imported everything, so that a start costs a fraction of a second; besides that they are the command
-line's. Writes a line for each kill to docs/results/kill_soak.csv.
+Every run is 40 steps in two processes, killed by SIGKILL up to five times, one process up to 50 ms before the other. In
+turn, runs save after every step, several times in an epoch, or at its end only. The processes are forked from this one,
+which has imported everything, so that a start costs a fraction of a second; besides that they are the command line's.
+Writes a line for each kill to docs/results/kill_soak.csv.
 """
 
 from __future__ import annotations
