@@ -171,10 +171,34 @@ def key_table(schema: type[Section]) -> list[tuple[str, str, str, str]]:
             continue
         default = field.get_default(call_default_factory=True)
         shown = "required" if default is PydanticUndefined else dump_yaml(default)
-        kind = field.annotation.__name__ if isinstance(field.annotation, type) else str(field.annotation)
-        kind = re.sub(r"typing\.(Literal)?", "", kind)
-        rows.append((key, kind, shown.replace("\n...\n", "").strip(), field.description or ""))
+        rows.append((key, _kind_of(field.annotation), shown.replace("\n...\n", "").strip(), field.description or ""))
     return rows
+
+
+def _kind_of(annotation: Any) -> str:
+    """A type as the user of a YAML thinks of it: `int`, `list of float`, `auto | pyav` (a choice), `float | null`."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _kind_of(parts[0])
+    if origin is typing.Literal:
+        return " | ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_kind_of, parts))
+    if origin is list:
+        inner = _kind_of(parts[0])
+        return f"list of ({inner})" if "|" in inner else f"list of {inner}"
+    names = {type(None): "null", str: "text", dict: "section", Any: "anything"}
+    return names.get(origin or annotation) or annotation.__name__
+
+
+def sections(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Every section of a schema with its dotted name, the whole (named "") first; `*` stands for an index."""
+    yield prefix, schema
+    for name, field in schema.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner:
+            star = ".*" if typing.get_origin(field.annotation) is list else ""
+            yield from sections(inner, f"{prefix}.{name}{star}".lstrip("."))
 
 
 _EXPECTED = {
