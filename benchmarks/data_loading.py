@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -136,7 +135,7 @@ def main() -> None:
             write_source(path, i)
         csv = folder / "list.csv"
         csv.write_text("".join(f"{path} 0\n" for path in paths))
-        prepare(csv, folder / "set", Recipe(), 1, os.cpu_count() or 1, sys.stderr)
+        prepare(csv, folder / "set", Recipe(), 1, os.cpu_count() or 1)
         raw, shards = [str(csv)], [str(folder / "set" / "shard-*.tar")]
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cores)})

@@ -21,7 +21,7 @@ from src.datasets.transforms import EvalTransform, normalize
 from src.datasets.video_stream import VideoStream
 from src.models.backbone import VideoEncoder
 from src.utils.errors import UserError
-from src.utils.logging import Progress
+from src.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def extract(
     about = {"videos": [str(video) for video in videos], "checkpoint": checkpoint, **asdict(how)}
     faults: list[tuple[str, str, str]] = []
     skips = SkipReport(max_fraction=1.0)
-    with FeatureFile(out, about) as file, Progress(len(videos), unit="windows") as progress:
+    with FeatureFile(out, about) as file, Progress(len(videos), unit="windows", what="extracting") as progress:
         for number, video in enumerate(videos):
             before = file.rows
             try:
@@ -94,8 +94,8 @@ def extract(
                     progress.total = file.rows + how.windows(stream.expected_frames) * (len(videos) - number)
                     for rows in encode_stream(encoder, stream, how, device):
                         file.append({**rows, "video": np.full(len(rows["frames"]), number)})
-                        for _ in rows["frames"]:
-                            progress.advance(1, video=number + 1)
+                        windows = len(rows["frames"])
+                        progress.advance(windows, windows, video=number + 1)
                 finally:
                     stream.close()
             except DecodeError as error:

@@ -33,7 +33,10 @@ from src.models.backbone import VideoEncoder
 from src.utils.distributed import agree, all_reduce_sum, barrier, current
 from src.utils.errors import UserError
 from src.utils.preemption import Preempted, listening, requested
+from src.utils.progress import Progress
 from src.utils.schedulers import warmup_cosine
+
+SHOW_EVERY = 10  # steps between two readings of the loss, for which a GPU has to be waited for
 
 
 @dataclass
@@ -120,10 +123,11 @@ def train_epoch(
     at: Position,
     settings: ProbeSettings,
     device: torch.device,
+    progress: Progress,
 ) -> int:
     """The rest of one pass over the training features; `at` moves along. Returns the signal that ended it, or 0."""
     heads.train()
-    totals, stop = torch.tensor(at.sums or [0.0] * (2 * len(heads)), device=device), 0
+    totals, stop, shown = torch.tensor(at.sums or [0.0] * (2 * len(heads)), device=device), 0, math.nan
     for batch in source.epoch(at.epoch, at.step):
         factor = lr_factor(at.epoch * len(source) + at.step, len(source), settings)
         for group in optimizer.param_groups:
@@ -145,6 +149,9 @@ def train_epoch(
         count, sums = _reduce_gradients(optimizer, len(batch.labels_B), sums)
         optimizer.step()
         at.step, at.count, totals = at.step + 1, at.count + count, totals + sums
+        if at.step % SHOW_EVERY == 1:  # the best head's so far in this epoch
+            shown = float(totals[: len(heads)].min()) / max(at.count, 1)
+        progress.advance(count, epoch=at.epoch + 1, loss=shown)
         (stop,) = agree(requested())
         if stop:
             break
@@ -195,30 +202,32 @@ def train_probe(
 
     select_acc = select_loss = None
     measured = None
-    while at.epoch < settings.num_epochs:
-        begun = time.monotonic()
-        with listening():
-            stop = train_epoch(heads, optimizer, train, at, settings, device)
-            if stop and is_main:
+    total, done = settings.num_epochs * len(train), at.epoch * len(train) + at.step
+    with Progress(total, done, what="attentive probe", enabled=is_main) as progress:
+        while at.epoch < settings.num_epochs:
+            begun = time.monotonic()
+            with listening():
+                stop = train_epoch(heads, optimizer, train, at, settings, device, progress)
+                if stop and is_main:
+                    probe_files.save(checkpoint_path, heads, optimizer, at, settings, history, fingerprint, tuned)
+                if stop:
+                    barrier()  # nobody leaves before all is on the disk
+                    raise Preempted(stop, f"{checkpoint_path} has {at.step} steps of epoch {at.epoch + 1}")
+            (loss, train_acc), at = at.means(), Position(at.epoch + 1)
+            last = at.epoch == settings.num_epochs
+            row: dict[str, Any] = {"epoch": at.epoch, "loss": loss, "train": train_acc, "select": None, "val": None}
+            if select is not None:
+                _, y, predictions, losses = predict(heads, select, settings, device)
+                select_acc, select_loss = (predictions == y).mean(1).tolist(), losses.mean(1).tolist()
+                row |= {"select": select_acc, "select_loss": select_loss}
+            if last or at.epoch % settings.val_every == 0:
+                measured = predict(heads, val, settings, device)
+                row["val"] = _accuracies(measured)
+            history.append(row)
+            if is_main:
                 probe_files.save(checkpoint_path, heads, optimizer, at, settings, history, fingerprint, tuned)
-            if stop:
-                barrier()  # nobody leaves before all is on the disk
-                raise Preempted(stop, f"{checkpoint_path} has {at.step} steps of epoch {at.epoch + 1}")
-        (loss, train_acc), at = at.means(), Position(at.epoch + 1)
-        last = at.epoch == settings.num_epochs
-        row: dict[str, Any] = {"epoch": at.epoch, "loss": loss, "train": train_acc, "select": None, "val": None}
-        if select is not None:
-            _, y, predictions, losses = predict(heads, select, settings, device)
-            select_acc, select_loss = (predictions == y).mean(1).tolist(), losses.mean(1).tolist()
-            row |= {"select": select_acc, "select_loss": select_loss}
-        if last or at.epoch % settings.val_every == 0:
-            measured = predict(heads, val, settings, device)
-            row["val"] = _accuracies(measured)
-        history.append(row)
-        if is_main:
-            probe_files.save(checkpoint_path, heads, optimizer, at, settings, history, fingerprint, tuned)
-            probe_files.write_csv(csv_path, history, settings)
-        log(probe_files.line(row, settings, time.monotonic() - begun))
+                probe_files.write_csv(csv_path, history, settings)
+            log(probe_files.line(row, settings, time.monotonic() - begun))
     if measured is None:  # resumed after the last epoch
         measured = predict(heads, val, settings, device)
     final = history[-1]

@@ -19,8 +19,7 @@ from src.datasets.samplers import mix
 from src.datasets.transforms import normalize
 from src.utils.distributed import barrier, current
 from src.utils.errors import UserError
-
-LOG_SECONDS = 15.0
+from src.utils.progress import Progress
 
 
 class ClipEncoder:
@@ -98,24 +97,19 @@ def cached_table(
         return found
     loader, encode, process = make_loader(), make_encode(), current()
     writer = CacheWriter(folder, key, loader.dataset_size, process.rank == 0, barrier)
-    started = said = time.monotonic()
-    done, opened = 0, False
-    for batch in loader:
-        features = encode(batch)
-        if pool:
-            mean = torch.stack([view.float().mean(1) for view in features.views_BLD]).mean(0)
-            features = features._replace(views_BLD=[mean[:, None]])
-        if not opened:
-            view = features.views_BLD[0]
-            writer.open((len(features.views_BLD), *view.shape[1:]))
-            opened = True
-        writer.write(features)
-        done += len(features.labels_B) * process.world_size
-        now = time.monotonic()
-        if now - said > LOG_SECONDS:
-            said, rate = now, done / (now - started)
-            left = (loader.dataset_size - done) / rate
-            log(f"{what}: {done}/{loader.dataset_size} encoded, {rate:.1f} a second, {left:.0f} s left")
+    started, opened = time.monotonic(), False
+    with Progress(len(loader), what=what, enabled=process.rank == 0) as progress:
+        for batch in progress.waiting_for(loader):
+            features = encode(batch)
+            if pool:
+                mean = torch.stack([view.float().mean(1) for view in features.views_BLD]).mean(0)
+                features = features._replace(views_BLD=[mean[:, None]])
+            if not opened:
+                view = features.views_BLD[0]
+                writer.open((len(features.views_BLD), *view.shape[1:]))
+                opened = True
+            writer.write(features)
+            progress.advance(len(features.labels_B) * process.world_size)
     if not opened:
         if process.rank == 0:
             raise UserError(f"{what}: none of the {loader.dataset_size} samples could be read")

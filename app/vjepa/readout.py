@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import NamedTuple
 
 import torch
 
 from app.vjepa.checkpoints import checkpoint_path
 from app.vjepa.config import PretrainConfig
-from app.vjepa.utils import Run
+from app.vjepa.utils import Run, Schedule
+from src.datasets.batch import Batch
 from src.utils.csv_log import CSVLogger, write_csv
 from src.utils.distributed import all_reduce_mean, gather_objects, is_main
 from src.utils.errors import UserError
+from src.utils.progress import Progress
 
 COLUMNS = (
     ("%d", "epoch"),
@@ -22,39 +25,76 @@ COLUMNS = (
     ("%.5f", "reg-loss"),
     ("%.3e", "enc-grad-norm"),
     ("%.3e", "pred-grad-norm"),
+    ("%.3e", "lr"),
+    ("%.3e", "weight-decay"),
+    ("%.5f", "ema"),
+    ("%d", "data-time(ms)"),
     ("%d", "wall-time(ms)"),
 )
 
 
 class Taken(NamedTuple):
-    """A step whose numbers have not been read: they lie on the device, (5,); and the files that it saw."""
+    """A step whose numbers have not been read: they lie on the device, (5,); its schedules, and the files it saw."""
 
     numbers: torch.Tensor
+    now: Schedule
     paths: list[str]
 
 
-def read_numbers(
-    args: PretrainConfig, run: Run, unread: list[Taken], csv: CSVLogger | None, seconds: float
-) -> list[float]:
-    """Write the rows of the steps just done, averaged over processes, and return the last one.
+class Readout:
+    """Keeps the numbers of steps where they are until `read`, and then writes a row for each.
 
-    Raises UserError, in all processes, if a loss is not finite in any of them.
+    Args:
+        resumed: go on with the csv that is there.
+        enabled: False, on every rank but 0, writes nothing.
     """
-    own = torch.stack([taken.numbers for taken in unread])
-    rows = all_reduce_mean(own).tolist()
-    for i, row in enumerate(rows):
-        epoch, itr = divmod(run.step - len(rows) + i, run.steps_per_epoch)
-        if csv is not None:
-            csv.log(epoch, itr, *row, seconds * 1000 / len(rows))
-        if not math.isfinite(row[0]):
-            written = write_bad_batch(args, unread[i].paths if not math.isfinite(own[i][0]) else [])
-            latest = checkpoint_path(args)
-            kept = f"{latest} is from before" if latest.exists() else "nothing was saved yet"
-            raise UserError(
-                f"the loss is {row[0]} at epoch {epoch}, step {itr}, {written}: lower optimization.lr, or compute in "
-                f"meta.dtype=float32; {kept}"
-            )
-    return rows[-1]
+
+    def __init__(self, args: PretrainConfig, run: Run, resumed: bool, enabled: bool = True) -> None:
+        self.args, self.run = args, run
+        self.unread: list[Taken] = []
+        self.start, self.waited = time.perf_counter(), 0.0
+        self.csv: CSVLogger | None = None
+        if enabled:
+            path = args.output_folder() / f"{args.logging.write_tag}_r0.csv"
+            resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
+            self.csv = CSVLogger(path, *COLUMNS, resume_at=resume_at)
+
+    def restart(self, progress: Progress) -> None:
+        """Time the next steps from here on."""
+        self.start, self.waited = time.perf_counter(), progress.waited
+
+    def take(self, numbers: torch.Tensor, now: Schedule, group: list[Batch]) -> None:
+        """Keep what `train_step` returned for later."""
+        self.unread.append(Taken(numbers, now, [path for batch in group for path in batch.paths]))
+
+    def read(self, progress: Progress) -> float:
+        """Write the rows of the steps since the last reading, averaged over processes. Returns the last one's loss.
+
+        Raises UserError, in all processes, if a loss is not finite in any of them.
+        """
+        unread, self.unread = self.unread, []
+        own = torch.stack([taken.numbers for taken in unread])
+        rows = all_reduce_mean(own).tolist()
+        times = [1000 * t / len(rows) for t in (progress.waited - self.waited, time.perf_counter() - self.start)]
+        for i, row in enumerate(rows):
+            epoch, itr = divmod(self.run.step - len(rows) + i, self.run.steps_per_epoch)
+            if self.csv is not None:
+                self.csv.log(epoch, itr, *row, *unread[i].now, *times)
+            if not math.isfinite(row[0]):
+                written = write_bad_batch(self.args, unread[i].paths if not math.isfinite(own[i][0]) else [])
+                latest = checkpoint_path(self.args)
+                kept = f"{latest} is from before" if latest.exists() else "nothing was saved yet"
+                raise UserError(
+                    f"the loss is {row[0]} at epoch {epoch}, step {itr}, {written}: lower optimization.lr, or compute "
+                    f"in meta.dtype=float32; {kept}"
+                )
+        self.restart(progress)
+        return rows[-1][0]
+
+    def close(self) -> None:
+        """Write out what is still on its way."""
+        if self.csv is not None:
+            self.csv.close()
 
 
 def write_bad_batch(args: PretrainConfig, paths: list[str]) -> str:

@@ -18,7 +18,7 @@ from app.vjepa.checkpoints import checkpoint_path, find_checkpoints, resume, sav
 from app.vjepa.config import PretrainConfig
 from app.vjepa.health import Health
 from app.vjepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
-from app.vjepa.readout import COLUMNS, Taken, read_numbers
+from app.vjepa.readout import Readout
 from app.vjepa.transforms import make_transforms
 from app.vjepa.utils import (
     Run,
@@ -37,10 +37,10 @@ from src.datasets.transforms import normalize
 from src.masks import create_mask_collator
 from src.ops.compiled import keep_freed_memory
 from src.utils.config import save_config
-from src.utils.csv_log import CSVLogger
 from src.utils.distributed import agree, barrier, current
-from src.utils.logging import Progress, get_logger, prepare_folder, quiet_other_ranks
+from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
 from src.utils.preemption import Preempted, listening, requested
+from src.utils.progress import Progress
 
 logger = get_logger(__name__)
 
@@ -134,41 +134,37 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     if run.step >= total:
         logger.info(f"nothing to do: {checkpoint_path(args)} has all {total} steps; choose another logging.folder")
         return
-    schedule, csv = make_schedule(args, run.steps_per_epoch), None
     if rank == 0:
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
-        resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
-        csv = CSVLogger(args.output_folder() / f"{args.logging.write_tag}_r0.csv", *COLUMNS, resume_at=resume_at)
-    health = Health(args, run, resumed, enabled=rank == 0)
+    schedule, health = make_schedule(args, run.steps_per_epoch), Health(args, run, resumed, enabled=rank == 0)
+    readout = Readout(args, run, resumed, enabled=rank == 0)
     # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
     read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
     save_after = 60 * (args.logging.save_every_minutes or math.inf)
-    unread: list[Taken] = []
-    values, batches, start = [math.nan], iter(loader), time.perf_counter()
-    saved = start
+    loss, saved = math.nan, time.perf_counter()
     with listening(), Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
+        batches = progress.waiting_for(loader)
         while run.step < total:
-            group = list(islice(batches, args.optimization.accumulate_steps))
+            group, now = list(islice(batches, args.optimization.accumulate_steps)), schedule(run.step)
             with health.watch(group[-1]):
-                numbers = train_step(args, run, group, schedule(run.step))
-            unread.append(Taken(numbers, [p for b in group for p in b.paths]))
+                readout.take(train_step(args, run, group, now), now, group)
             run.step += 1
             run.samples += run.samples_per_step
             stop, overdue = agree(requested(), time.perf_counter() - saved > save_after)
             save = run.step % run.steps_per_epoch == 0 or overdue or stop
             if save or run.step % read_every == 0:
-                values = read_numbers(args, run, unread, csv, time.perf_counter() - start)
-                unread = []
-                if save and rank == 0:
-                    save_checkpoint(run, args, values[0], world_size)
-                start = time.perf_counter()  # a step's time is without the checkpoint before it
-                saved = start if save else saved
-            progress.advance(run.samples_per_step, epoch=(run.step - 1) // run.steps_per_epoch + 1, loss=values[0])
+                loss = readout.read(progress)
+            if save:
+                if rank == 0:
+                    save_checkpoint(run, args, loss, world_size)
+                saved = time.perf_counter()
+                readout.restart(progress)  # a step's time is without the checkpoint before it
+            epoch = (run.step - 1) // run.steps_per_epoch + 1
+            progress.advance(run.samples_per_step, alarms=health.warned, epoch=epoch, loss=loss)
             if stop and run.step < total:
                 barrier()  # nobody leaves before all is on the disk
                 raise Preempted(stop, f"{checkpoint_path(args)} has all {run.step} steps so far")
-    if csv is not None:
-        csv.close()
+    readout.close()
     health.close()
     if rank == 0:
         logger.info(f"done: {checkpoint_path(args)}")

@@ -28,6 +28,7 @@ import numpy as np
 from src.datasets.motion_scene import CLASSES, REVERSED, SceneConfig, render_clip
 from src.datasets.motion_store import KIND, SPLITS, check_motion, digest_of, put_in_place, settled, temporary_sibling
 from src.utils.errors import UserError, run_cli
+from src.utils.progress import Progress
 
 __all__ = [
     "CLASSES",
@@ -254,13 +255,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.check:
         print(f"{args.out}: {check_motion(args.out)} files, all as written")
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stdout.isatty(), transient=True) as bar:
-        task = bar.add_task(f"writing {args.out}", total=args.train + args.val)
-        settings = {"train": args.train, "val": args.val, "seed": args.seed, "workers": args.workers}
-        written = write_motion(args.out, **settings, progress=lambda: bar.advance(task))
+    settings = {"train": args.train, "val": args.val, "seed": args.seed, "workers": args.workers}
+    with Progress(args.train + args.val, what=f"writing {args.out}") as progress:
+        written = write_motion(args.out, **settings, progress=progress.advance)
     print(f"{args.out}: {args.train} + {args.val} clips {'written' if written else 'were there already'}")
 
 

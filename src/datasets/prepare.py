@@ -19,17 +19,15 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 import tarfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +36,13 @@ from src.datasets.lists import read_list, resolve
 from src.datasets.prepared import MANIFEST, PLAN, UNREADABLE, check, read_rows, rows_file, sync, tar_file, write
 from src.datasets.transcode import Recipe, transcode
 from src.utils.errors import UserError, run_cli
+from src.utils.progress import Progress
 
 _VIDEOS_PER_SHARD = 500
 _done: Synchronized | None = None  # videos finished by all workers, set in each
 
 
-def prepare(list_path: Path, out: Path, recipe: Recipe, shards: int | None, workers: int, report: TextIO) -> dict:
+def prepare(list_path: Path, out: Path, recipe: Recipe, shards: int | None, workers: int) -> dict:
     """Write the shards that are not there yet, then the manifest, which is returned.
 
     Raises:
@@ -66,7 +65,8 @@ def prepare(list_path: Path, out: Path, recipe: Recipe, shards: int | None, work
             if not (rows_file(out, number).exists() and tar_file(out, number).exists()):
                 jobs.append((number, [(int(i), resolve(paths[i], folder), labels[i]) for i in group]))
         finished = len(paths) - sum(len(job) for _, job in jobs)
-        _run(jobs, out, recipe, workers, _Progress(len(paths), finished, report))
+        with Progress(len(paths), finished, unit="videos", what="preparing") as progress:
+            _run(jobs, out, recipe, workers, progress)
         return _finish(out, plan, count)
 
 
@@ -95,10 +95,10 @@ def _claimed(out: Path, plan: dict) -> Iterator[None]:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from None
 
 
-def _run(jobs: list, out: Path, recipe: Recipe, workers: int, progress: _Progress) -> None:
+def _run(jobs: list, out: Path, recipe: Recipe, workers: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    progress.show(0)
+    start = progress.step
     if not jobs:
         return
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker, initargs=(counter,))
@@ -112,7 +112,8 @@ def _run(jobs: list, out: Path, recipe: Recipe, workers: int, progress: _Progres
                     future.result()
             except TimeoutError:
                 pass
-            progress.show(counter.value)
+            new = start + counter.value - progress.step
+            progress.advance(new, new)
     except BrokenProcessPool:
         raise UserError(
             "a worker was killed (out of memory?); run the same command again, with fewer --workers"
@@ -187,33 +188,6 @@ def _finish(out: Path, plan: dict, shards: int) -> dict:
     return manifest
 
 
-class _Progress:
-    """Videos done, speed and time left; over one line at a terminal, else a line every half minute."""
-
-    def __init__(self, total: int, before: int, stream: TextIO) -> None:
-        self._total, self._before, self._stream = total, before, stream
-        self._start = time.monotonic()
-        self._shown = -1e9
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        every = 0.5 if self._stream.isatty() else 30.0
-        if now - self._shown < every and self._before + done < self._total:
-            return
-        self._shown = now
-        line = f"{self._before + done}/{self._total} videos"
-        if done:
-            rate = done / (now - self._start)
-            left = (self._total - self._before - done) / rate
-            line += f", {rate:.1f} videos/s, {left / 60:.0f} min left" if left >= 60 else f", {rate:.1f} videos/s"
-        print(
-            f"\r{line}    " if self._stream.isatty() else line,
-            end="" if self._stream.isatty() else "\n",
-            file=self._stream,
-        )
-        self._stream.flush()
-
-
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
@@ -244,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     recipe = Recipe(args.short_side, args.gop, args.crf)
-    made = prepare(args.list, args.out, recipe, args.shards, args.workers, sys.stderr)
+    made = prepare(args.list, args.out, recipe, args.shards, args.workers)
     print(
-        f"\n{made['written']} videos, {made['frames']} frames, {made['bytes'] / 1e6:.1f} MB, "
+        f"{made['written']} videos, {made['frames']} frames, {made['bytes'] / 1e6:.1f} MB, "
         f"{made['shards']} shards; {made['unreadable']} unreadable ({args.out / UNREADABLE})\n"
         f"use: data.dataset_type=WebVideoDataset data.datasets=[{args.out}/shard-*.tar]"
     )

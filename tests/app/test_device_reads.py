@@ -9,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from app.vjepa import train
 from app.vjepa.config import PretrainConfig
 from app.vjepa.objective import VideoJEPA
+from app.vjepa.readout import Readout
 from app.vjepa.utils import Run, Schedule, init_opt, init_video_model, make_target_encoder
 from src.models.registry import BACKBONES
 from src.utils.distributed import init_distributed, shutdown
+from src.utils.progress import Progress
 
 NOW = Schedule(lr=1e-3, weight_decay=0.04, momentum=0.9)
 # What reads values on the host, and what has to know values to tell the shape of its result.
@@ -78,30 +80,30 @@ def test_a_step_on_a_device_without_values(small, tmp_path):
     init_distributed(device="meta")
     run = build(cfg, "meta")
     batches = iter(train.make_loader(cfg, 0, 1))
-    unread = []
+    readout = Readout(cfg, run, resumed=False, enabled=False)
     for _ in range(3):
         batch = next(batches)
-        unread.append(train.Taken(train.train_step(cfg, run, [batch], NOW), batch.paths))
-    assert all(taken.numbers.shape == (5,) for taken in unread)
+        readout.take(train.train_step(cfg, run, [batch], NOW), NOW, [batch])
+    assert all(taken.numbers.shape == (5,) for taken in readout.unread)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        train.read_numbers(cfg, run, unread, None, 1.0)
+        readout.read(Progress(3))
 
 
 def test_numbers_are_read_at_the_interval_and_before_a_checkpoint(small, tmp_path, monkeypatch):
     read_at, written = [], {}
 
-    def noting(args, run, unread, csv, seconds):
-        read_at.append((run.step, len(unread)))
-        return read_numbers(args, run, unread, csv, seconds)
+    def noting(self, progress):
+        read_at.append((self.run.step, len(self.unread)))
+        return read(self, progress)
 
-    read_numbers = train.read_numbers
-    monkeypatch.setattr(train, "read_numbers", noting)
+    read = Readout.read
+    monkeypatch.setattr(Readout, "read", noting)
     for name, read_every in (("each", 1), ("some", 3)):
         raw, _ = small(name, optimization={"epochs": 2})
         raw["logging"]["read_every"] = read_every
         read_at.clear()
         train.main(PretrainConfig.model_validate(raw))
-        written[name] = [line.rsplit(",", 1)[0] for line in (tmp_path / name / "jepa_r0.csv").read_text().splitlines()]
+        written[name] = [line.rsplit(",", 2)[0] for line in (tmp_path / name / "jepa_r0.csv").read_text().splitlines()]
     assert read_at == [(3, 3), (4, 1), (6, 2), (8, 2)]
     assert written["each"] == written["some"]
     assert len(written["some"]) == 9

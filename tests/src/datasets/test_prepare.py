@@ -25,7 +25,7 @@ RECIPE = Recipe(short_side=48, gop=8, preset="ultrafast")
 
 
 def _prepare(list_path, out, **kwargs):
-    settings = {"recipe": RECIPE, "shards": 3, "workers": 1, "report": io.StringIO()}
+    settings = {"recipe": RECIPE, "shards": 3, "workers": 1}
     return prepare(list_path, out, **(settings | kwargs))
 
 

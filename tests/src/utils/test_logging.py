@@ -1,7 +1,5 @@
-"""The csv survives crashes and resuming; progress reads well with and without a terminal."""
+"""The csv survives crashes and resuming; log lines go where they should."""
 
-import io
-import logging
 import re
 import subprocess
 import sys
@@ -9,7 +7,7 @@ import sys
 import pytest
 
 from src.utils.errors import UserError
-from src.utils.logging import AverageMeter, CSVLogger, Progress, format_seconds, get_logger, prepare_folder
+from src.utils.logging import AverageMeter, CSVLogger, prepare_folder
 
 COLUMNS = (("%d", "epoch"), ("%d", "itr"), ("%.5f", "loss"))
 
@@ -119,71 +117,6 @@ def test_log_lines_go_to_stderr_as_it_is_now():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"\[INFO   \]\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] first\n", done.stderr)
     assert done.stdout.endswith(" second\n")
-
-
-def test_progress_without_a_terminal_logs_now_and_then(caplog):
-    caplog.set_level(logging.INFO)
-    with Progress(25, start=5, log_every=10, stream=io.StringIO()) as progress:
-        for step in range(20):
-            progress.advance(32, **({"loss": 0.5} if step % 2 == 0 else {}))
-    lines = [r.getMessage() for r in caplog.records]
-    assert [line.split()[1] for line in lines] == ["10/25", "20/25", "25/25"]
-    assert all(re.search(r"loss 0\.5  [\d.]+ clips/s  0:00 left", line) for line in lines)
-
-
-def test_progress_of_other_ranks_is_silent(caplog):
-    stream = Terminal()
-    with Progress(5, log_every=1, enabled=False, stream=stream) as progress:
-        progress.advance(1)
-    assert not caplog.records
-    assert stream.getvalue() == ""
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_progress_at_a_terminal_fits_80_columns(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    stream = Terminal()
-    with Progress(1_000_000, start=123_456, stream=stream) as progress:
-        progress.advance(512, **{"loss": 0.41234567, "lr": 6.25e-4, "grad": 1.5})
-        progress._live._live.refresh()
-        get_logger("x").info("a line of the log")
-    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue())
-    lines = re.split(r"[\r\n]+", shown)
-    assert max(map(len, lines)) <= 80
-    assert any(
-        re.search(r"123457/1000000 loss 0\.4123  lr 0\.000625  grad 1\.5  [\d.e+]+ clips/s", line) for line in lines
-    )
-
-
-def test_progress_cuts_a_line_that_is_too_long(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    stream = Terminal()
-    with Progress(10, stream=stream) as progress:
-        progress.advance(1, **{f"metric_{i}": 1.0 for i in range(9)})
-    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue())
-    assert max(map(len, re.split(r"[\r\n]+", shown))) <= 40
-
-
-def test_rate_and_time_left_are_those_of_the_last_steps(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("src.utils.logging.time.monotonic", lambda: now[0])
-    with Progress(1000, stream=io.StringIO(), log_every=10**6) as progress:
-        for seconds in [10.0] * 10 + [0.5] * 90:
-            now[0] += seconds
-            progress.advance(8)
-        assert progress.rate == pytest.approx(16)
-        assert progress.seconds_left == pytest.approx(450)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(7.4, "0:07"), (723, "12:03"), (12300, "3:25:00"), (185100, "2d 03:25"), (59.6, "1:00")]
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text
 
 
 def test_parts_that_only_know_the_standard_library_are_heard():
