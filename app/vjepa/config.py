@@ -131,12 +131,17 @@ class LossConfig(Section):
 class MaskConfig(Section):
     """One group of masks; which keys it takes depends on data.mask_type."""
 
-    aspect_ratio: Range | None = Field(None, description="multiblock3d: height to width of a block; [0.75, 1.5]")
+    aspect_ratio: Range | None = Field(None, description="multiblock3d: height to width of a block; unset: [0.75, 1.5]")
     num_blocks: int | None = Field(None, gt=0, description="multiblock3d: blocks, whose union is predicted")
     spatial_scale: Range | None = Field(None, description="multiblock3d: area of a block, as a share of the frame")
-    temporal_scale: Range | None = Field(None, description="multiblock3d: length of a block, share of the clip; [1, 1]")
+    temporal_scale: Range | None = Field(
+        None, description="multiblock3d: length of a block, as a share of the clip; unset: [1, 1]"
+    )
     max_temporal_keep: float | None = Field(
-        None, gt=0, le=1, description="multiblock3d: share of the clip, from its start, that context may come from; 1"
+        None,
+        gt=0,
+        le=1,
+        description="multiblock3d: share of the clip, from its start, that context may come from; unset: 1",
     )
     max_keep: int | None = Field(None, gt=0, description="multiblock3d: most context tokens; unset: no limit")
     ratio: float | None = Field(None, gt=0, lt=1, description="random_tube, clip_row: share of the tokens predicted")
@@ -218,7 +223,7 @@ class ModelConfig(Section):
     def _fits(self) -> ModelConfig:
         from src.models.registry import backbone  # imports torch, which takes seconds: not for --help
 
-        if backbone(self.model_name).mixer == "attention":
+        if backbone(self.model_name).mixer != "mamba":
             for key in ("pos_embed", "bidirectional", "scan_order", "halve_directions"):
                 only = type(self).model_fields[key].default
                 if getattr(self, key) != only:
@@ -227,7 +232,7 @@ class ModelConfig(Section):
                         "only videomamba encoders take it"
                     )
         if self.pred_num_heads is not None:
-            if backbone(self.pred_model_name).mixer == "mamba":
+            if backbone(self.pred_model_name).num_heads is None:
                 raise ValueError(f"model.pred_num_heads means nothing for {self.pred_model_name}: it has no attention")
             check_divisible("model.pred_embed_dim", self.pred_embed_dim, "model.pred_num_heads", self.pred_num_heads)
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from src.models.backbone import VideoEncoder
 from src.models.predictor import Predictor, VideoMambaPredictor, VisionTransformerPredictor
@@ -12,14 +12,17 @@ from src.utils.errors import UserError
 
 
 class Row(NamedTuple):
-    """Size of a backbone. `num_heads` is None where there is no attention."""
+    """Size of a backbone: its mixer, a key of ENCODERS. `num_heads` is None where there is no attention."""
 
-    mixer: Literal["mamba", "attention"]
+    mixer: str
     embed_dim: int
     depth: int
     num_heads: int | None = None
     mlp_ratio: float = 4.0
 
+
+ENCODERS: dict[str, type[VideoEncoder]] = {"mamba": VideoMamba, "attention": VisionTransformer}
+PREDICTORS: dict[str, type[Predictor]] = {"mamba": VideoMambaPredictor, "attention": VisionTransformerPredictor}
 
 BACKBONES: dict[str, Row] = {
     "videomamba_tiny": Row("mamba", 192, 24),
@@ -56,9 +59,9 @@ def create_encoder(name: str, **options: object) -> VideoEncoder:
     """
     row = backbone(name)
     sizes: dict[str, object] = {"embed_dim": row.embed_dim, "depth": row.depth}
-    if row.mixer == "mamba":
-        return VideoMamba(**sizes | options)
-    return VisionTransformer(**sizes | {"num_heads": row.num_heads, "mlp_ratio": row.mlp_ratio} | options)
+    if row.num_heads is not None:
+        sizes |= {"num_heads": row.num_heads, "mlp_ratio": row.mlp_ratio}
+    return ENCODERS[row.mixer](**sizes | options)
 
 
 def create_predictor(name: str, embed_dim: int, **options: object) -> Predictor:
@@ -70,9 +73,10 @@ def create_predictor(name: str, embed_dim: int, **options: object) -> Predictor:
     row = backbone(name)
     sizes: dict[str, object] = {"predictor_embed_dim": row.embed_dim, "depth": row.depth}
     options = sizes | {key: value for key, value in options.items() if value is not None}
-    if row.mixer == "mamba":
+    if row.num_heads is None:
         options.pop("num_heads", None)
-        return VideoMambaPredictor(embed_dim=embed_dim, **options)
-    width = options["predictor_embed_dim"]
-    heads = row.num_heads if width == row.embed_dim else default_num_heads(width)
-    return VisionTransformerPredictor(embed_dim=embed_dim, **{"num_heads": heads, "mlp_ratio": row.mlp_ratio} | options)
+    else:
+        width = options["predictor_embed_dim"]
+        heads = row.num_heads if width == row.embed_dim else default_num_heads(width)
+        options = {"num_heads": heads, "mlp_ratio": row.mlp_ratio} | options
+    return PREDICTORS[row.mixer](embed_dim=embed_dim, **options)

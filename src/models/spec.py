@@ -60,7 +60,7 @@ def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
         options |= {"pos_embed": model["pos_embed"], "bidirectional": model["bidirectional"]}
         # Added later: a checkpoint that is older has none, and is what the constructor's defaults say.
         options |= {key: model[key] for key in ("scan_order", "halve_directions") if key in model}
-    else:
+    elif backbone(model["model_name"]).mixer == "attention":
         options |= {"use_sdpa": config["meta"]["use_sdpa"]}
     return EncoderSpec(model["model_name"], options)
 
