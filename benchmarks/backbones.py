@@ -6,7 +6,8 @@ Operations are those of matrix products, attention and convolutions, as torch.ut
 and an add are two), plus those of the selective scan, of which it knows nothing; norms, activations and sums of whole
 tensors are left out for every model. They are counted on tensors without contents. Time and memory are those of
 benchmarks/length_sweep.py: a process for each model, batch 1, forward, float32. Rows are written to
-docs/results/backbones.csv one by one; a run continues where an earlier one stopped (--fresh starts over).
+docs/results/backbones.csv one by one; a run continues where an earlier one stopped (--fresh starts over). The table of
+docs/results.md is printed at the end.
 """
 
 from __future__ import annotations
@@ -109,6 +110,23 @@ def row_of(name: str, frames: int, budget: float) -> dict[str, object]:
     }
 
 
+def markdown(rows: list[dict]) -> str:
+    """The table as docs/results.md shows it."""
+    lines = ["| name | width x depth, heads | parameters | GFLOPs (of them scan) | forward, s | peak memory, MiB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in sorted(rows, key=lambda row: list(BACKBONES).index(row["model"])):
+        size = f"{row['width']} x {row['depth']}" + (f", {row['heads']}" if row["heads"] else "")
+        scan = f" ({float(row['of_them_scan']):.1f})" if float(row["of_them_scan"]) else ""
+        cells = (
+            f"`{row['model']}`",
+            size,
+            f"{int(row['parameters']) / 1e6:.1f} M",
+            f"{float(row['gflops']):.1f}{scan}",
+        )
+        lines.append(f"| {' | '.join(cells)} | {float(row['seconds']):.2f} | {row['peak_mib']} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=BACKBONES, default=list(BACKBONES))
@@ -129,6 +147,7 @@ def main() -> int:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows(rows)
+    print(markdown(load(args.out)))
     return 0
 
 

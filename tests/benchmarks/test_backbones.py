@@ -12,6 +12,10 @@ from src.ops.compiled import has_library
 needs_kernels = pytest.mark.skipif(not has_library(), reason="the compiled kernels are not built")
 
 
+ROW = {"model": "", "frames": "16", "width": "9", "depth": "2", "heads": "", "parameters": "1250000", "gflops": "2.34"}
+ROW |= {"of_them_scan": "0.36", "seconds": "1.234", "peak_mib": "7"}
+
+
 def patch_embedding(L, D):
     return 2 * L * 3 * 2 * 16 * 16 * D
 
@@ -42,7 +46,7 @@ def test_without_the_kernels_nothing_is_counted(monkeypatch):
 
 def test_rows_go_to_the_csv_and_are_not_measured_twice(tmp_path, monkeypatch, capsys):
     out, calls = tmp_path / "b.csv", []
-    monkeypatch.setattr(backbones, "row_of", lambda name, *_: calls.append(name) or {"model": name, "frames": 16})
+    monkeypatch.setattr(backbones, "row_of", lambda name, *_: calls.append(name) or ROW | {"model": name})
     argv = ["backbones", "--models", "vit_small", "vit_tiny", "--out", str(out)]
     for _ in range(2):
         monkeypatch.setattr("sys.argv", argv)
@@ -50,6 +54,7 @@ def test_rows_go_to_the_csv_and_are_not_measured_twice(tmp_path, monkeypatch, ca
     assert calls == ["vit_tiny", "vit_small"]
     with out.open(newline="") as file:
         assert [row["model"] for row in csv.DictReader(file)] == calls
+    assert "| `vit_tiny` | 9 x 2 | 1.2 M | 2.3 (0.4) | 1.23 | 7 |" in capsys.readouterr().out
 
 
 def test_the_published_csv_has_every_backbone_once():
@@ -57,3 +62,7 @@ def test_the_published_csv_has_every_backbone_once():
     assert sorted(row["model"] for row in rows) == sorted(BACKBONES)
     for row in rows:
         assert int(row["parameters"]) == backbones.parameters(row["model"], int(row["frames"]))
+    page = backbones.Path("docs/results.md").read_text()
+    assert backbones.markdown(rows) in page, (
+        "docs/results.md has another table than the one benchmarks.backbones prints"
+    )
