@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from app.vjepa.status import LOSS_STEPS, PARAMS, Status, read_status
 from src.utils.cli import Parser
 from src.utils.errors import UserError, run_cli
-from src.utils.logging import format_seconds
+from src.utils.progress import format_seconds
 from src.utils.sweep import read_record
 from src.utils.table import print_table
 
