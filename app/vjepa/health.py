@@ -1,16 +1,14 @@
 """Figures of a run's health, every few steps: are features varied, is the encoder learning, which frames are hard.
 
-One forward pass on one batch more than the training step itself, on rank 0. Written to `<tag>-diagnostics.csv` and,
-where tensorboard is installed, for it to show.
+One forward pass on one batch more than the training step itself, on rank 0. Written to `<tag>-diagnostics.csv` and to
+the board, with pictures of masks and features once an epoch.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +23,7 @@ from src.masks.utils import apply_masks
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock, MambaMixer
 from src.models.utils.patch_embed import PatchEmbed3D
+from src.utils.board import Board
 from src.utils.csv_log import CSVLogger
 from src.utils.diagnostics import (
     feature_stats,
@@ -35,6 +34,7 @@ from src.utils.diagnostics import (
     weight_copies,
 )
 from src.utils.logging import get_logger
+from src.utils.pictures import feature_picture, mask_picture
 
 logger = get_logger(__name__)
 
@@ -47,14 +47,14 @@ LEAST_GRADIENT = 1e-3  # of the encoder's norm over the predictor's
 class Health:
     """Looks at every `args.logging.diagnose_every`-th step, on rank 0: `with health.watch(batch): train_step(...)`."""
 
-    def __init__(self, args: PretrainConfig, run: Run, resumed: bool, enabled: bool = True) -> None:
-        self.args, self.run = args, run
+    def __init__(self, args: PretrainConfig, run: Run, board: Board, resumed: bool, enabled: bool = True) -> None:
+        self.args, self.run, self.board = args, run, board
         self.every = args.logging.diagnose_every if enabled else None
         self.modules = list(_parts(run))
         self.mixers = [(name, m) for name, m in run.encoder.named_modules() if isinstance(m, MambaMixer)]
         self.resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
         self.csv: CSVLogger | None = None
-        self.board = _tensorboard(args) if self.every else None
+        self.pictured = -1  # the last epoch with pictures
         self.warned: set[str] = set()
 
     @contextmanager
@@ -82,6 +82,8 @@ class Health:
         targets_BND = F.layer_norm(run.target_encoder(clips).float(), (run.encoder.embed_dim,))
         targets = apply_masks(targets_BND, batch.masks_pred, concat=False)
         predictions = VideoJEPA(run.encoder, run.predictor)(clips, batch.masks_enc, batch.masks_pred)
+        if self.board.watched and run.step // run.steps_per_epoch != self.pictured:
+            self._draw(batch, targets_BND)
         figures = {f"target/{name}": value for name, value in feature_stats(targets_BND).items()}
         figures |= {f"prediction/{name}": value for name, value in feature_stats(predictions[0]).items()}
         del figures["prediction/sample_std"]  # rows of predictions are at other places in each sample
@@ -89,15 +91,21 @@ class Health:
         errors = loss_by_frame(predictions, targets, batch.masks_pred, grid.h * grid.w, grid.t)
         return figures | {f"error/time_{t}": error for t, error in enumerate(errors)}
 
+    def _draw(self, batch: Batch, targets_BND: torch.Tensor) -> None:
+        """Masks on a clip of `batch`, and the targets' colours beside some of its frames."""
+        run, grid = self.run, self.run.encoder.grid
+        masks = [[mask[0] for mask in masks] for masks in (batch.masks_enc, batch.masks_pred)]
+        self.board.add_image("masks", mask_picture(batch.clips[0][0], *masks, grid), run.step)
+        self.board.add_image("features", feature_picture(batch.clips[0], targets_BND, grid), run.step)
+        self.pictured = run.step // run.steps_per_epoch
+
     def _write(self, figures: dict[str, float]) -> None:
         epoch, itr = divmod(self.run.step, self.run.steps_per_epoch)
         if self.csv is None:
             columns = [("%d", "epoch"), ("%d", "itr"), *(("%.4e", name) for name in figures)]
             self.csv = CSVLogger(diagnostics_path(self.args), *columns, resume_at=self.resume_at)
         self.csv.log(epoch, itr, *figures.values())
-        if self.board is not None:
-            for name, value in figures.items():
-                self.board.add_scalar(f"diagnostics/{name}", value, self.run.step)
+        self.board.add_scalars({f"diagnostics/{name}": value for name, value in figures.items()}, self.run.step)
 
     def _warn(self, figures: dict[str, float]) -> None:
         """One line for each thing that is wrong, when it begins."""
@@ -108,13 +116,13 @@ class Health:
                 f"the targets of different clips hardly differ (standard deviation {figures['target/sample_std']:.2g} "
                 "at the same place): the features are collapsing; raise optimization.ema or lower optimization.lr",
             ),
-            "rank": (
+            "low rank": (
                 figures["target/effective_rank_centered"] < LEAST_RANK * width,
                 f"the targets use {figures['target/effective_rank_centered']:.0f} of {width} dimensions: "
                 "the features are collapsing; raise optimization.ema or lower optimization.lr",
             ),
             # At step 0 a predictor that has learnt nothing yet passes little on.
-            "gradient": (
+            "dead encoder": (
                 self.run.step > 0 and figures["gradient/encoder"] < LEAST_GRADIENT * figures["gradient/predictor"],
                 f"the encoder's gradient ({figures['gradient/encoder']:.1e}) is orders below the predictor's "
                 f"({figures['gradient/predictor']:.1e}): the encoder does not learn",
@@ -127,9 +135,8 @@ class Health:
 
     def close(self) -> None:
         """Write out what is still on its way."""
-        for writer in (self.csv, self.board):
-            if writer is not None:
-                writer.close()
+        if self.csv is not None:
+            self.csv.close()
 
 
 def diagnostics_path(args: PretrainConfig) -> Path:
@@ -144,12 +151,3 @@ def _parts(run: Run) -> Iterator[tuple[str, nn.Module]]:
         for inner, part in module.named_modules():
             if isinstance(part, (PatchEmbed3D, Block, MambaBlock)):
                 yield f"{name}.{inner}", part
-
-
-def _tensorboard(args: PretrainConfig) -> Any:
-    """A SummaryWriter in the run's folder, or None where tensorboard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(args.output_folder() / "tensorboard"))

@@ -1,4 +1,4 @@
-"""Reading the numbers of the steps just done: rows of the csv, and the end of a run whose loss is not finite."""
+"""Reading the numbers of the steps just done: csv and board, and the end of a run whose loss is not finite."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from app.vjepa.checkpoints import checkpoint_path
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import Run, Schedule
 from src.datasets.batch import Batch
+from src.utils.board import Board
 from src.utils.csv_log import CSVLogger, write_csv
 from src.utils.distributed import all_reduce_mean, gather_objects, is_main
 from src.utils.errors import UserError
@@ -45,12 +46,13 @@ class Readout:
     """Keeps the numbers of steps where they are until `read`, and then writes a row for each.
 
     Args:
+        board: gets the numbers of every logging.log_every-th step.
         resumed: go on with the csv that is there.
         enabled: False, on every rank but 0, writes nothing.
     """
 
-    def __init__(self, args: PretrainConfig, run: Run, resumed: bool, enabled: bool = True) -> None:
-        self.args, self.run = args, run
+    def __init__(self, args: PretrainConfig, run: Run, board: Board, resumed: bool, enabled: bool = True) -> None:
+        self.args, self.run, self.board = args, run, board
         self.unread: list[Taken] = []
         self.start, self.waited = time.perf_counter(), 0.0
         self.csv: CSVLogger | None = None
@@ -77,9 +79,14 @@ class Readout:
         rows = all_reduce_mean(own).tolist()
         times = [1000 * t / len(rows) for t in (progress.waited - self.waited, time.perf_counter() - self.start)]
         for i, row in enumerate(rows):
-            epoch, itr = divmod(self.run.step - len(rows) + i, self.run.steps_per_epoch)
+            step = self.run.step - len(rows) + i
+            epoch, itr = divmod(step, self.run.steps_per_epoch)
+            values = (*row, *unread[i].now, *times)
             if self.csv is not None:
-                self.csv.log(epoch, itr, *row, *unread[i].now, *times)
+                self.csv.log(epoch, itr, *values)
+            if step % self.args.logging.log_every == 0:
+                shown = {f"train/{name}": value for (_, name), value in zip(COLUMNS[2:], values, strict=True)}
+                self.board.add_scalars(shown | {"train/clips-per-s": 1000 * self.run.samples_per_step / times[1]}, step)
             if not math.isfinite(row[0]):
                 written = write_bad_batch(self.args, unread[i].paths if not math.isfinite(own[i][0]) else [])
                 latest = checkpoint_path(self.args)

@@ -36,6 +36,7 @@ from src.datasets.samplers import mix
 from src.datasets.transforms import normalize
 from src.masks import create_mask_collator
 from src.ops.compiled import keep_freed_memory
+from src.utils.board import Board
 from src.utils.config import save_config
 from src.utils.distributed import agree, barrier, current
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
@@ -136,13 +137,14 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
         return
     if rank == 0:
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
-    schedule, health = make_schedule(args, run.steps_per_epoch), Health(args, run, resumed, enabled=rank == 0)
-    readout = Readout(args, run, resumed, enabled=rank == 0)
+    schedule, first = make_schedule(args, run.steps_per_epoch), rank == 0
+    board = Board(args.output_folder(), run.step, args.logging.wandb, enabled=first)
+    readout, health = Readout(args, run, board, resumed, first), Health(args, run, board, resumed, first)
     # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
     read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
     save_after = 60 * (args.logging.save_every_minutes or math.inf)
     loss, saved = math.nan, time.perf_counter()
-    with listening(), Progress(total, run.step, args.logging.log_every, enabled=rank == 0) as progress:
+    with board, listening(), Progress(total, run.step, args.logging.log_every, enabled=first) as progress:
         batches = progress.waiting_for(loader)
         while run.step < total:
             group, now = list(islice(batches, args.optimization.accumulate_steps)), schedule(run.step)

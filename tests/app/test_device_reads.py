@@ -12,6 +12,7 @@ from app.vjepa.objective import VideoJEPA
 from app.vjepa.readout import Readout
 from app.vjepa.utils import Run, Schedule, init_opt, init_video_model, make_target_encoder
 from src.models.registry import BACKBONES
+from src.utils.board import Board
 from src.utils.distributed import init_distributed, shutdown
 from src.utils.progress import Progress
 
@@ -80,7 +81,7 @@ def test_a_step_on_a_device_without_values(small, tmp_path):
     init_distributed(device="meta")
     run = build(cfg, "meta")
     batches = iter(train.make_loader(cfg, 0, 1))
-    readout = Readout(cfg, run, resumed=False, enabled=False)
+    readout = Readout(cfg, run, Board(tmp_path, enabled=False), resumed=False, enabled=False)
     for _ in range(3):
         batch = next(batches)
         readout.take(train.train_step(cfg, run, [batch], NOW), NOW, [batch])

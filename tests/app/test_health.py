@@ -50,6 +50,25 @@ def test_figures_of_a_run(small):
         assert {f"error/time_{t}" for t in range(cfg.data.num_frames // 2)} <= set(values)
 
 
+def test_what_tensorboard_shows(small):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    cfg = config(small, logging={"log_every": 2, "diagnose_every": 3})
+    train.main(cfg)
+    events = accumulator.EventAccumulator(
+        str(cfg.output_folder() / "tensorboard"), size_guidance={"images": 0}
+    ).Reload()
+    with (cfg.output_folder() / "jepa_r0.csv").open() as file:
+        logged = list(csv.DictReader(file))[::2]
+    for name in ("loss", "lr", "weight-decay", "ema"):
+        shown = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert [step for step, _ in shown] == [0, 2, 4, 6, 8, 10]
+        assert [value for _, value in shown] == pytest.approx([float(row[name]) for row in logged], rel=1e-3)
+    assert all(event.value > 0 for event in events.Scalars("train/clips-per-s"))
+    assert [event.step for event in events.Scalars("diagnostics/target/sample_std")] == [0, 3, 6, 9]
+    for name in ("masks", "features"):  # at the first look of each epoch of 4 steps
+        assert [event.step for event in events.Images(name)] == [0, 6, 9]
+
+
 def test_looking_changes_nothing(small):
     plain, watched = config(small, "plain", logging={"diagnose_every": None}), config(small, "watched")
     for cfg, folder in ((plain, "plain"), (watched, "watched")):
