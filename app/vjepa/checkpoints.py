@@ -53,6 +53,7 @@ def save_checkpoint(run: Run, cfg: PretrainConfig, loss: float, world_size: int)
         "encoder": run.encoder.state_dict(),
         "predictor": run.predictor.state_dict(),
         "target_encoder": run.target_encoder.state_dict(),
+        "target_projector": run.target_projector.state_dict(),  # its online twin is the predictor's; empty without
         "opt": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "epoch": epoch,
@@ -110,6 +111,7 @@ def load_checkpoint(checkpoints: list[Path], run: Run) -> tuple[Path, dict[str, 
     modules = {"encoder": run.encoder, "predictor": run.predictor, "target_encoder": run.target_encoder}
     for name, module in modules.items():
         load_state_dict_strict(module, strip_prefixes(state[name]), f"{path}: {name}")
+    load_state_dict_strict(run.target_projector, state.get("target_projector", {}), f"{path}: target_projector")
     settings = [{key: group[key] for key in _FROM_CONFIG} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(state["opt"])

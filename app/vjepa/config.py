@@ -16,6 +16,7 @@ from src.utils.fields import (
     DatasetType,
     ModelName,
     PathList,
+    PredictorName,
     Range,
     Share,
     check_divisible,
@@ -192,7 +193,7 @@ class ModelConfig(Section):
     }
 
     model_name: ModelName = Field(..., description="encoder, a name of src/models/registry.py")
-    pred_model_name: ModelName = Field(
+    pred_model_name: PredictorName = Field(
         "vit_tiny", description="(added) predictor's kind, a name of src/models/registry.py"
     )
     pred_depth: int = Field(12, gt=0, description="blocks of the predictor")
@@ -202,6 +203,11 @@ class ModelConfig(Section):
     )
     pred_token_order: Literal["raster", "concat"] = Field(
         "raster", description="(added) order of context and mask tokens in the predictor; concat: masks last, V-JEPA's"
+    )
+    projector: Literal["linear", "mlp"] | None = Field(
+        None,
+        description="(added) project the encoder's hidden states before they are the predictor's context, and by an "
+        "EMA copy before they become targets; it is part of the predictor, and probes see the encoder without it",
     )
     uniform_power: bool = Field(False, description="split the sin-cos position evenly between time, height and width")
     use_mask_tokens: bool = Field(False, description="learned mask tokens; false, V-JEPA's noised targets, is refused")

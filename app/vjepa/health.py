@@ -79,7 +79,7 @@ class Health:
         run = self.run
         batch = batch.to(next(run.encoder.parameters()).device)
         clips = normalize(batch.clips[0])
-        targets_BND = F.layer_norm(run.target_encoder(clips).float(), (run.encoder.embed_dim,))
+        targets_BND = F.layer_norm(run.target(clips).float(), (run.encoder.embed_dim,))
         targets = apply_masks(targets_BND, batch.masks_pred, concat=False)
         predictions = VideoJEPA(run.encoder, run.predictor)(clips, batch.masks_enc, batch.masks_pred)
         if self.board.watched and run.step // run.steps_per_epoch != self.pictured:

@@ -61,7 +61,8 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
 
     encoder, predictor = init_video_model(args)
     target_encoder = make_target_encoder(encoder).train(args.study.target_drop_path)
-    for module in (encoder, predictor, target_encoder):
+    target_projector = make_target_encoder(predictor.projector)
+    for module in (encoder, predictor, target_encoder, target_projector):
         module.to(device)
     spare_and_compile(args, encoder, predictor, target_encoder)
     optimizer = init_opt(encoder, predictor, args)
@@ -75,6 +76,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     steps_per_epoch = args.optimization.ipe or max(loader.steps_per_pass // micro, 1)
     samples_per_step = args.data.batch_size * micro * world_size
     run = Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch, samples_per_step)
+    run.target_projector = target_projector
     if checkpoints:
         resume(args, run, checkpoints, world_size)
     loader.start_step, loader.start_position = run.step * micro, run.samples
@@ -192,7 +194,7 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
         synchronise = i + 1 == len(group) or not isinstance(run.model, DistributedDataParallel)
         with nullcontext() if synchronise else run.model.no_sync():
             with autocast(args, device):
-                targets = make_targets(run.target_encoder, clips, masks_pred)
+                targets = make_targets(run.target, clips, masks_pred)
                 predictions = run.model(clips, masks_enc, masks_pred)
             losses = jepa_losses(
                 predictions, targets, args.loss.loss_exp, args.loss.reg_coeff, shrink=args.study.shrink_variance
@@ -204,7 +206,7 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
     norms = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (run.encoder, run.predictor)]
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    ema_update(run.target_encoder.parameters(), run.encoder.parameters(), now.momentum)
+    ema_update(run.target.parameters(), run.online.parameters(), now.momentum)
     return torch.cat([torch.stack(parts).mean(dim=0), torch.stack(norms).float()])
 
 

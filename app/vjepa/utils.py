@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,10 @@ def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def make_target_encoder(encoder: nn.Module) -> nn.Module:
-    """Copy of the encoder that only the EMA changes: no gradients, eval mode (no stochastic depth)."""
+    """Copy of the encoder, or of the projector behind it, that only the EMA changes.
+
+    It has no gradients and is in eval mode (no stochastic depth).
+    """
     target = copy.deepcopy(encoder).eval()
     return target.requires_grad_(False)
 
@@ -77,6 +80,17 @@ class Run:
     samples_per_step: int
     step: int = 0
     samples: int = 0
+    target_projector: nn.Module = field(default_factory=nn.Identity)  # EMA of predictor.projector
+
+    @property
+    def target(self) -> nn.Sequential:
+        """Clips -> hidden states that become targets: `online`'s EMA."""
+        return nn.Sequential(self.target_encoder, self.target_projector)
+
+    @property
+    def online(self) -> nn.Sequential:
+        """What `target` is an EMA of, parameter by parameter."""
+        return nn.Sequential(self.encoder, self.predictor.projector)
 
 
 class Schedule(NamedTuple):

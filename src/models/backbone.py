@@ -61,6 +61,22 @@ def mamba_trunk(
     return blocks, RMSNorm(dim, eps=1e-5)
 
 
+def hybrid_trunk(
+    dim: int,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: float = 4.0,
+    qkv_bias: bool = True,
+    drop_path_rate: float = 0.0,
+    use_sdpa: bool = True,
+    **mixer_options: object,
+) -> tuple[nn.ModuleList, nn.Module]:
+    """Mamba and attention blocks by turns, Mamba first, and the final norm; each is what it is at its depth alone."""
+    mamba, _ = mamba_trunk(dim, depth, drop_path_rate, **mixer_options)
+    attention, norm = attention_trunk(dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, use_sdpa=use_sdpa)
+    return nn.ModuleList((mamba, attention)[i % 2][i] for i in range(depth)), norm
+
+
 def init_linear(module: nn.Module, std: float = 0.02) -> None:
     """ViT's initialisation of one module: truncated normal weights, zero biases."""
     if isinstance(module, nn.Linear):

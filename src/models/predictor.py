@@ -11,9 +11,22 @@ import torch
 from torch import nn
 
 from src.masks.utils import apply_masks
-from src.models.backbone import LayerNorm, attention_trunk, init_linear, mamba_trunk
+from src.models.backbone import LayerNorm, attention_trunk, hybrid_trunk, init_linear, mamba_trunk
+from src.models.utils.attention import Mlp
 from src.models.utils.pos_embs import sincos_pos_embed_3d, token_grid
 from src.utils.errors import UserError
+
+
+def make_projector(kind: Literal["linear", "mlp"] | None, dim: int) -> nn.Module:
+    """Projection of the encoder's hidden states, (B, N, D) -> (B, N, D); None: they pass as they are.
+
+    Raises UserError for another kind.
+    """
+    if kind is None:
+        return nn.Identity()
+    if kind not in ("linear", "mlp"):
+        raise UserError(f"projector '{kind}' is not known: choose linear or mlp, or none")
+    return nn.Linear(dim, dim) if kind == "linear" else Mlp(dim, 2 * dim)
 
 
 class Predictor(nn.Module):
@@ -21,7 +34,8 @@ class Predictor(nn.Module):
 
     Subclasses choose the trunk. `token_order` is the order in which context and mask tokens enter it: 'raster' sorts
     them by position, 'concat' leaves the mask tokens behind the context. Attention does not see the order; a scan does,
-    and with 'concat' every token is far away from its neighbours in the clip.
+    and with 'concat' every token is far away from its neighbours in the clip. `projector` projects the context first;
+    an EMA of it projects what become the targets, so that the encoder's own features need not be what is predicted.
     """
 
     def __init__(
@@ -38,6 +52,7 @@ class Predictor(nn.Module):
         zero_init_mask_tokens: bool,
         token_order: Literal["raster", "concat"],
         trunk: tuple[nn.ModuleList, nn.Module],
+        projector: Literal["linear", "mlp"] | None = None,
     ) -> None:
         super().__init__()
         if not use_mask_tokens:
@@ -60,6 +75,7 @@ class Predictor(nn.Module):
                 nn.init.trunc_normal_(token, std=0.02)
         self.predictor_blocks, self.predictor_norm = trunk
         self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.projector = make_projector(projector, embed_dim)
 
     def forward(
         self,
@@ -76,7 +92,7 @@ class Predictor(nn.Module):
         """
         K = ctxt.shape[1]
         positions = self.predictor_pos_embed.expand(len(ctxt), -1, -1)
-        context = self.predictor_embed(ctxt) + apply_masks(positions, masks_ctxt)
+        context = self.predictor_embed(self.projector(ctxt)) + apply_masks(positions, masks_ctxt)
         masked = self.mask_tokens[mask_index % len(self.mask_tokens)] + apply_masks(positions, masks_tgt)
         x = torch.cat([context, masked], dim=1)
         if self.token_order == "raster":
@@ -110,6 +126,7 @@ class VisionTransformerPredictor(Predictor):
         num_mask_tokens: int = 2,
         zero_init_mask_tokens: bool = True,
         token_order: Literal["raster", "concat"] = "raster",
+        projector: Literal["linear", "mlp"] | None = None,
         drop_path_rate: float = 0.0,
         use_sdpa: bool = True,
     ) -> None:
@@ -128,6 +145,7 @@ class VisionTransformerPredictor(Predictor):
             attention_trunk(
                 predictor_embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, norm_layer, use_sdpa
             ),
+            projector,
         )
         self.predictor_embed.apply(init_linear)
         self.predictor_proj.apply(init_linear)
@@ -150,6 +168,7 @@ class VideoMambaPredictor(Predictor):
         num_mask_tokens: int = 2,
         zero_init_mask_tokens: bool = True,
         token_order: Literal["raster", "concat"] = "raster",
+        projector: Literal["linear", "mlp"] | None = None,
         drop_path_rate: float = 0.0,
         **mixer_options: object,
     ) -> None:
@@ -166,4 +185,49 @@ class VideoMambaPredictor(Predictor):
             zero_init_mask_tokens,
             token_order,
             mamba_trunk(predictor_embed_dim, depth, drop_path_rate, **mixer_options),
+            projector,
+        )
+
+
+class HybridPredictor(Predictor):
+    """Predictor whose blocks are by turns Mamba and attention."""
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        embed_dim: int = 192,
+        predictor_embed_dim: int = 192,
+        depth: int = 6,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        uniform_power: bool = False,
+        use_mask_tokens: bool = True,
+        num_mask_tokens: int = 2,
+        zero_init_mask_tokens: bool = True,
+        token_order: Literal["raster", "concat"] = "raster",
+        projector: Literal["linear", "mlp"] | None = None,
+        drop_path_rate: float = 0.0,
+        use_sdpa: bool = True,
+        **mixer_options: object,
+    ) -> None:
+        super().__init__(
+            img_size,
+            patch_size,
+            num_frames,
+            tubelet_size,
+            embed_dim,
+            predictor_embed_dim,
+            uniform_power,
+            use_mask_tokens,
+            num_mask_tokens,
+            zero_init_mask_tokens,
+            token_order,
+            hybrid_trunk(
+                predictor_embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, use_sdpa, **mixer_options
+            ),
+            projector,
         )

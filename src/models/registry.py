@@ -1,18 +1,18 @@
-"""The table of backbones. A row is a size; every row can be an encoder and a predictor."""
+"""The table of backbones. A row is a size; every row can be an encoder and a predictor, some a predictor only."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from src.models.backbone import VideoEncoder
-from src.models.predictor import Predictor, VideoMambaPredictor, VisionTransformerPredictor
+from src.models.predictor import HybridPredictor, Predictor, VideoMambaPredictor, VisionTransformerPredictor
 from src.models.videomamba import VideoMamba
 from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
 
 
 class Row(NamedTuple):
-    """Size of a backbone: its mixer, a key of ENCODERS. `num_heads` is None where there is no attention."""
+    """Size of a backbone: its mixer, a key of PREDICTORS. `num_heads` is None where there is no attention."""
 
     mixer: str
     embed_dim: int
@@ -22,7 +22,11 @@ class Row(NamedTuple):
 
 
 ENCODERS: dict[str, type[VideoEncoder]] = {"mamba": VideoMamba, "attention": VisionTransformer}
-PREDICTORS: dict[str, type[Predictor]] = {"mamba": VideoMambaPredictor, "attention": VisionTransformerPredictor}
+PREDICTORS: dict[str, type[Predictor]] = {
+    "mamba": VideoMambaPredictor,
+    "attention": VisionTransformerPredictor,
+    "hybrid": HybridPredictor,
+}
 
 BACKBONES: dict[str, Row] = {
     "videomamba_tiny": Row("mamba", 192, 24),
@@ -35,10 +39,13 @@ BACKBONES: dict[str, Row] = {
     "vit_large": Row("attention", 1024, 24, 16),
     "vit_huge": Row("attention", 1280, 32, 16),
 }
+PREDICTOR_ONLY: dict[str, Row] = {"hybrid_tiny": Row("hybrid", 192, 12, 3)}
 
 
 def backbone(name: str) -> Row:
-    """Row of the table. Raises UserError, listing the names, if there is none."""
+    """Row of the tables. Raises UserError, listing the names, if there is none."""
+    if name in PREDICTOR_ONLY:
+        return PREDICTOR_ONLY[name]
     if name not in BACKBONES:
         raise UserError(f"model '{name}' is not in the table of backbones: choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
@@ -55,9 +62,12 @@ def default_num_heads(width: int) -> int:
 def create_encoder(name: str, **options: object) -> VideoEncoder:
     """Encoder `name`; options go to its constructor (img_size, patch_size, num_frames, tubelet_size, ...).
 
-    Options override the table's sizes (embed_dim, depth, num_heads). Raises UserError for an unknown name.
+    Options override the table's sizes (embed_dim, depth, num_heads). Raises UserError for an unknown name, and for one
+    that is a predictor's only.
     """
     row = backbone(name)
+    if name in PREDICTOR_ONLY:
+        raise UserError(f"model '{name}' is a predictor only: for an encoder choose one of {', '.join(BACKBONES)}")
     sizes: dict[str, object] = {"embed_dim": row.embed_dim, "depth": row.depth}
     if row.num_heads is not None:
         sizes |= {"num_heads": row.num_heads, "mlp_ratio": row.mlp_ratio}

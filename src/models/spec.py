@@ -15,13 +15,14 @@ from torch import Tensor
 
 from src.models.backbone import VideoEncoder
 from src.models.predictor import Predictor
-from src.models.registry import BACKBONES, backbone, create_encoder, create_predictor
+from src.models.registry import BACKBONES, PREDICTOR_ONLY, backbone, create_encoder, create_predictor
 from src.models.utils.pos_embs import Grid, sincos_pos_embed_3d, token_grid
 from src.utils.errors import UserError
 
 PATCH, POS, TIME, CLS = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding", "cls_token"
 _MIXER_KEY = {"attention": "attn.qkv.weight", "mamba": "mixer.in_proj.weight"}
 _FIRST_BLOCK = {"attention": f"blocks.0.{_MIXER_KEY['attention']}", "mamba": f"layers.0.{_MIXER_KEY['mamba']}"}
+_PROJECTOR_KEY = {"linear": "projector.weight", "mlp": "projector.fc1.weight"}
 _IMAGE_FRAMES = 16  # that a model of images is made a video model for
 
 
@@ -78,7 +79,8 @@ def predictor_spec(config: Mapping[str, Any]) -> PredictorSpec:
         "num_mask_tokens": len(config["mask"]),
         "zero_init_mask_tokens": model["zero_init_mask_tokens"],
     }
-    if backbone(model["pred_model_name"]).mixer == "attention":
+    options |= {"projector": model["projector"]} if "projector" in model else {}  # added later
+    if backbone(model["pred_model_name"]).mixer in ("attention", "hybrid"):
         options |= {"use_sdpa": config["meta"]["use_sdpa"]}
     return PredictorSpec(model["pred_model_name"], options)
 
@@ -156,11 +158,14 @@ def describe_predictor(
     Heads leave no trace in a file. V-JEPA gives its predictor as many as its encoder has, and so does this.
     Raises UserError if it is no predictor.
     """
-    mixer = next((kind for kind, key in _MIXER_KEY.items() if f"predictor_blocks.0.{key}" in tensors), None)
+    firsts = ("predictor_blocks.0", "predictor_blocks.1")
+    mixers = [kind for kind, key in _MIXER_KEY.items() if any(f"{block}.{key}" in tensors for block in firsts)]
+    mixer = "hybrid" if len(mixers) == 2 else mixers[0] if mixers else None
     embed = tensors.get("predictor_embed.weight")
     if mixer is None or embed is None:
         raise UserError(f"{what}: not a predictor: it should have predictor_embed.weight; it has {_first(tensors)}")
-    name = next(n for n, row in BACKBONES.items() if row.mixer == mixer)  # for its mixer: the sizes follow
+    rows = BACKBONES | PREDICTOR_ONLY
+    name = next(n for n, row in rows.items() if row.mixer == mixer)  # for its mixer: the sizes follow
     shared = ("img_size", "patch_size", "num_frames", "tubelet_size", "uniform_power")
     options = {key: encoder.options[key] for key in shared if key in encoder.options}
     options |= {
@@ -169,6 +174,7 @@ def describe_predictor(
         "depth": len({key.split(".")[1] for key in tensors if key.startswith("predictor_blocks.")}),
         "num_mask_tokens": sum(key.startswith("mask_tokens.") for key in tensors),
         "num_heads": num_heads or BACKBONES[encoder.name].num_heads,
+        "projector": next((kind for kind, key in _PROJECTOR_KEY.items() if key in tensors), None),
     }
     return PredictorSpec(name, options)
 

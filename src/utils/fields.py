@@ -11,10 +11,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _check_model_name(name: str) -> str:
-    from src.models.registry import BACKBONES  # imports torch, which takes seconds: not for --help
+    from src.models.registry import BACKBONES, PREDICTOR_ONLY  # imports torch, which takes seconds: not for --help
 
+    if name in PREDICTOR_ONLY:
+        raise ValueError(f"'{name}' is a predictor only; encoders: {', '.join(BACKBONES)}")
     if name not in BACKBONES:
         raise ValueError(f"there is no model '{name}'; models: {', '.join(BACKBONES)}")
+    return name
+
+
+def _check_predictor_name(name: str) -> str:
+    from src.models.registry import BACKBONES, PREDICTOR_ONLY
+
+    if name not in BACKBONES | PREDICTOR_ONLY:
+        raise ValueError(f"there is no model '{name}'; predictors: {', '.join(BACKBONES | PREDICTOR_ONLY)}")
     return name
 
 
@@ -26,6 +36,7 @@ def _without_nothing(value: object) -> object:
 
 
 ModelName = Annotated[str, AfterValidator(_check_model_name)]
+PredictorName = Annotated[str, AfterValidator(_check_predictor_name)]
 PathList = Annotated[list[str], BeforeValidator(_without_nothing)]
 
 

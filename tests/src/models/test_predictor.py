@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from src.models.predictor import VideoMambaPredictor, VisionTransformerPredictor
+from src.models.predictor import HybridPredictor, VideoMambaPredictor, VisionTransformerPredictor, make_projector
+from src.models.utils.attention import Block
+from src.models.utils.mamba import MambaBlock
 from src.utils.errors import UserError
 
 GRID = {"img_size": 32, "patch_size": 8, "num_frames": 4, "tubelet_size": 2, "uniform_power": True}
@@ -21,6 +23,8 @@ def predictor(kind, **options):
     torch.manual_seed(0)
     if kind == "vit":
         return VisionTransformerPredictor(**GRID, **SIZES, num_heads=2, **options).eval()
+    if kind == "hybrid":
+        return HybridPredictor(**GRID, **SIZES, num_heads=2, **options).eval()
     return VideoMambaPredictor(**GRID, **SIZES, **options).eval()
 
 
@@ -37,7 +41,7 @@ def test_trunk_sees_raster_order():
     torch.testing.assert_close(seen[0], wanted)
 
 
-@pytest.mark.parametrize("kind", ["vit", "mamba"])
+@pytest.mark.parametrize("kind", ["vit", "mamba", "hybrid"])
 def test_order_matters_to_a_scan_and_not_to_attention(kind):
     context, target = halves(1)
     tokens = torch.randn(2, 9, 12)
@@ -47,7 +51,7 @@ def test_order_matters_to_a_scan_and_not_to_attention(kind):
     assert (difference < 1e-5) == (kind == "vit")
 
 
-@pytest.mark.parametrize("kind", ["vit", "mamba"])
+@pytest.mark.parametrize("kind", ["vit", "mamba", "hybrid"])
 def test_predictions_follow_their_targets(kind):
     """Asking for the same targets in another order gives the same predictions in that order."""
     model = predictor(kind)
@@ -68,7 +72,31 @@ def test_each_mask_config_has_its_own_token():
     assert all((t == 0).all() for t in predictor("vit").mask_tokens)
 
 
+def test_a_hybrid_takes_turns_and_each_block_is_drawn_for_its_depth():
+    options = GRID | SIZES | {"depth": 5, "predictor_embed_dim": 96}
+    blocks = HybridPredictor(**options, num_heads=3, drop_path_rate=0.4).predictor_blocks
+    assert [type(block) for block in blocks] == [MambaBlock, Block, MambaBlock, Block, MambaBlock]
+    assert [block.drop_path.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    for i in (1, 3):  # V-JEPA's: the output of block i is drawn smaller by the root of the branches before it
+        assert blocks[i].attn.proj.weight.std().item() == pytest.approx(0.02 / (2 * (i + 1)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["vit", "mamba", "hybrid"])
+def test_a_projector_projects_the_context(kind):
+    plain, projected = predictor(kind), predictor(kind, projector="linear")
+    rest = {name: value for name, value in projected.state_dict().items() if not name.startswith("projector")}
+    plain.load_state_dict(rest)  # strictly: without one there is nothing of it
+    context, target = halves(4)
+    tokens = torch.randn(2, 9, 12)
+    torch.testing.assert_close(
+        projected(tokens, None, context, target), plain(projected.projector(tokens), None, context, target)
+    )
+    assert make_projector("mlp", 12)(tokens).shape == tokens.shape
+
+
 def test_what_is_refused():
+    with pytest.raises(UserError, match=r"projector 'conv' .* linear or mlp"):
+        predictor("vit", projector="conv")
     with pytest.raises(UserError, match="use_mask_tokens"):
         predictor("vit", **{"token_order": "raster"}).__class__(**GRID, **SIZES | {"use_mask_tokens": False})
     with pytest.raises(UserError, match=r"spiral.*raster or concat"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.models.registry import BACKBONES, create_encoder, create_predictor, default_num_heads
+from src.models.registry import BACKBONES, PREDICTOR_ONLY, backbone, create_encoder, create_predictor, default_num_heads
 from src.utils.errors import UserError
 
 GRID = {"img_size": 32, "patch_size": 16, "num_frames": 4, "tubelet_size": 2, "uniform_power": True}
@@ -27,7 +27,7 @@ def millions(module):
 
 
 def shrunken(name):
-    row = BACKBONES[name]
+    row = backbone(name)
     heads = {} if row.mixer == "mamba" else {"num_heads": 2}
     return {"embed_dim": 24, "depth": 2, **heads}
 
@@ -46,7 +46,7 @@ def test_table_has_a_size_for_every_row():
     assert PARAMETERS.keys() == BACKBONES.keys()
 
 
-@pytest.mark.parametrize("predictor_name", BACKBONES)
+@pytest.mark.parametrize("predictor_name", BACKBONES | PREDICTOR_ONLY)
 @pytest.mark.parametrize("encoder_name", BACKBONES)
 def test_every_pairing_runs_and_back_propagates(encoder_name, predictor_name):
     encoder = create_encoder(encoder_name, **GRID, **shrunken(encoder_name))
@@ -79,6 +79,14 @@ def test_unknown_name_lists_the_table():
         create_encoder("videomamba_tinny")
     with pytest.raises(UserError, match="vit_small"):
         create_predictor("resnet", embed_dim=8)
+
+
+def test_a_hybrid_is_a_predictor_only():
+    with torch.device("meta"):
+        hybrid = create_predictor("hybrid_tiny", embed_dim=192, predictor_embed_dim=192, depth=6)
+    assert round(millions(hybrid), 2) == 2.26  # halfway between the two in the table
+    with pytest.raises(UserError, match=r"^model 'hybrid_tiny' is a predictor only: .* videomamba_tiny.*vit_huge$"):
+        create_encoder("hybrid_tiny")
 
 
 def test_heads_must_divide_the_width():
