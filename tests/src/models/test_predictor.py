@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from src.models.predictor import HybridPredictor, VideoMambaPredictor, VisionTransformerPredictor, make_projector
+from src.models.spec import EncoderSpec, describe_predictor
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock
 from src.utils.errors import UserError
@@ -79,6 +80,16 @@ def test_a_hybrid_takes_turns_and_each_block_is_drawn_for_its_depth():
     assert [block.drop_path.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     for i in (1, 3):  # V-JEPA's: the output of block i is drawn smaller by the root of the branches before it
         assert blocks[i].attn.proj.weight.std().item() == pytest.approx(0.02 / (2 * (i + 1)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("vit", "vit_tiny"), ("mamba", "videomamba_tiny"), ("hybrid", "hybrid_tiny")]
+)
+def test_the_kind_is_read_off_a_file_s_tensors(kind, name):
+    tensors = predictor(kind, projector="mlp").state_dict()
+    spec = describe_predictor(tensors, EncoderSpec("vit_tiny", GRID), "a file", num_heads=2)
+    assert (spec.name, spec.options["depth"], spec.options["projector"]) == (name, 2, "mlp")
+    spec.build().load_state_dict(tensors)
 
 
 @pytest.mark.parametrize("kind", ["vit", "mamba", "hybrid"])
