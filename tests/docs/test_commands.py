@@ -127,7 +127,6 @@ class Parsed(BaseException):
 
 def parse(module: str, words: list[str]) -> argparse.Namespace:
     """What the parser of `python -m module` makes of the words; the program stops there."""
-    assert importlib.util.find_spec(module), f"there is no module {module}"
     depth = 0
 
     def stopping(method):
@@ -185,11 +184,12 @@ def check(command: str, ready: bool) -> None:
     elif words[:2] == ["python", "-m"]:
         module, *rest = words[2:]
         rest = [PLACEHOLDERS.get(word, word) for word in rest]
-        if ready or rest:
-            args = parse(module, rest)
-        else:
-            assert importlib.util.find_spec(module), f"there is no module {module}"
+        assert importlib.util.find_spec(module), f"there is no module {module}"
+        if module == "pytest":
+            assert all((ROOT / word).exists() for word in rest if not word.startswith("-")), command
+        if module == "pytest" or not (ready or rest):
             return
+        args = parse(module, rest)
         files = [word for word in rest if word.startswith("configs/")]
         for file in files:
             assert (ROOT / file).is_file(), f"{file} does not exist"
