@@ -59,7 +59,8 @@ def test_rows_go_to_the_csv_and_are_not_measured_twice(tmp_path, monkeypatch, ca
 
 def test_the_published_csv_has_every_backbone_once():
     rows = backbones.load(backbones.Path("docs/results/backbones.csv"))
-    assert sorted(row["model"] for row in rows) == sorted(BACKBONES)
+    named = sorted(row["model"] for row in rows)
+    assert named == sorted(BACKBONES), "`python -m benchmarks.backbones` measures what the csv does not have"
     for row in rows:
         assert int(row["parameters"]) == backbones.parameters(row["model"], int(row["frames"]))
     page = backbones.Path("docs/results.md").read_text()

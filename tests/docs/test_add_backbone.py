@@ -29,7 +29,7 @@ def code():
         table.update(rows)
 
 
-@pytest.mark.parametrize(("encoder", "predictor"), [("mean_tiny", "mean_tiny"), ("videomamba_nano", "mean_tiny")])
+@pytest.mark.parametrize(("encoder", "predictor"), [("mean_tiny", "mean_tiny"), ("videomamba_mini", "mean_tiny")])
 def test_it_pretrains_and_is_loaded(code, tmp_path, encoder, predictor):
     write_motion(tmp_path / "data", train=4, val=1, workers=1)
     raw = {
