@@ -8,8 +8,8 @@ from pathlib import Path
 
 from app import scaffold
 from evals.config import SCHEMAS
-from src.utils.config import Section, key_table, sections
 from src.utils.errors import UserError, run_cli
+from src.utils.schema import Section, key_table, sections
 from src.utils.sweep import SweepConfig
 
 PAGE = Path("docs/configs.md")

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from src.utils.config import Section, check_ready, did_you_mean, key_table
+from src.utils.config import check_ready, did_you_mean
 from src.utils.errors import UserError
+from src.utils.schema import Section, key_table
 from src.utils.sweep import Check, Planned, Record, plan
 from src.utils.yaml_io import apply_overrides, read_mapping
 

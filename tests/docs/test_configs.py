@@ -7,8 +7,8 @@ import pytest
 from app import keys, scaffold
 from app.vjepa.config import MetaConfig
 from evals.config import SCHEMAS
-from src.utils.config import key_table
 from src.utils.errors import UserError
+from src.utils.schema import key_table
 
 
 def test_the_page_is_up_to_date():

@@ -3,12 +3,12 @@
 import subprocess
 import sys
 import time
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar
 
 import pytest
 from pydantic import Field, model_validator
 
-from src.utils.config import Section, from_dict, key_table, load_config, save_config, sections
+from src.utils.config import Section, from_dict, load_config, save_config
 from src.utils.errors import UserError
 from src.utils.yaml_io import dump_yaml, parse_yaml, read_mapping
 
@@ -177,41 +177,6 @@ def test_merge_keys_are_no_duplicates():
 def test_python_tags_do_nothing():
     with pytest.raises(UserError, match="not valid YAML"):
         parse_yaml("!!python/object/apply:os.system ['true']", "t")
-
-
-def test_key_table_lists_every_value():
-    rows = {row[0]: row[1:] for row in key_table(Config)}
-    assert rows["data.crop_size"] == ("int", "224", "pixels")
-    assert rows["optimization.lr"][1] == "required"
-    assert "mask.*.num_blocks" in rows
-    assert "data" not in rows
-
-
-class Kinds(Section):
-    choice: Literal["a", "b"] = "a"
-    choices: list[Literal["a", "b"]] = Field(default_factory=list)
-    optional: float | None = None
-    rates: list[Annotated[float, Field(gt=0)]] | None = None
-    text: str = ""
-    free: dict[str, Any] = Field(default_factory=dict)
-
-
-def test_kinds_are_words_of_a_yaml():
-    kinds = {key: kind for key, kind, *_ in key_table(Kinds)}
-    assert kinds == {
-        "choice": "a | b",
-        "choices": "list of (a | b)",
-        "optional": "float | null",
-        "rates": "list of float | null",
-        "text": "text",
-        "free": "section",
-    }
-
-
-def test_sections_are_named_as_in_keys():
-    found = dict(sections(Config))
-    assert found[""] is Config
-    assert {"data", "optimization", "mask.*"} <= found.keys()
 
 
 def test_schemas_import_without_torch():
