@@ -170,11 +170,12 @@ _MASK_REQUIRED = {"multiblock3d": ("num_blocks", "spatial_scale"), "random_tube"
 class MetaConfig(Section):
     """Starting, resuming, and how numbers are represented."""
 
-    dead_keys: ClassVar[dict[str, str]] = {"eval_freq": "V-JEPA itself never read it"}
-
     load_checkpoint: bool = Field(False, description="resume, from read_checkpoint or else the folder's latest")
     read_checkpoint: str | None = Field(None, description="checkpoint to resume from; a relative path is in the folder")
     seed: int = Field(0, ge=0, description="everything random follows from it")
+    eval_freq: int | None = Field(
+        None, gt=0, description="epochs between two quick probes of the encoder, if `probe` names lists; null: never"
+    )
     use_sdpa: bool = Field(True, description="PyTorch's fused attention; false computes the attention matrix")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of autocast on a GPU")
 
@@ -280,6 +281,23 @@ class OptimizationConfig(Section):
         return self
 
 
+class QuickProbeConfig(Section):
+    """(added) Labelled videos for the quick probe of meta.eval_freq: kNN and a linear classifier, on one process."""
+
+    train: str | None = Field(None, min_length=1, description="list of videos to learn from (csv, `path label` lines)")
+    val: str | None = Field(None, min_length=1, description="list of videos to be judged by")
+    max_samples: int = Field(
+        1000, gt=1, description="most videos of either list, drawn once; all processes wait while they are encoded"
+    )
+
+    @model_validator(mode="after")
+    def _both(self) -> QuickProbeConfig:
+        for given, missing in (("train", "val"), ("val", "train")):
+            if getattr(self, given) and not getattr(self, missing):
+                raise ValueError(f"probe.{given} is set and probe.{missing} is not: give both lists")
+        return self
+
+
 class StudyConfig(Section):
     """(added) Faults of an earlier attempt, to find out which of them mattered. Nothing for a recipe: all are off."""
 
@@ -311,6 +329,7 @@ class PretrainConfig(Section):
     meta: MetaConfig = Field(default_factory=MetaConfig)
     model: ModelConfig
     optimization: OptimizationConfig
+    probe: QuickProbeConfig = Field(default_factory=QuickProbeConfig)
     study: StudyConfig = Field(default_factory=StudyConfig)
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ LOSS_STEPS = 20  # the loss shown is the mean over so many last steps
 _MAY_CHANGE = (
     *("nodes", "tasks_per_node", "logging.", "meta.load_checkpoint", "meta.read_checkpoint", "meta.use_sdpa"),
     *("data.num_workers", "data.pin_mem", "data.decoder", "model.use_activation_checkpointing", "model.compile_model"),
-    "optimization.epochs",
+    *("optimization.epochs", "meta.eval_freq", "probe."),
 )
 
 

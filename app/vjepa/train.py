@@ -18,6 +18,7 @@ from app.vjepa.checkpoints import checkpoint_path, find_checkpoints, resume, sav
 from app.vjepa.config import PretrainConfig
 from app.vjepa.health import Health
 from app.vjepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
+from app.vjepa.quick_probe import QuickProbe
 from app.vjepa.readout import Readout
 from app.vjepa.transforms import make_transforms
 from app.vjepa.utils import (
@@ -133,21 +134,25 @@ def describe(args: PretrainConfig, run: Run, device: torch.device) -> None:
 def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None:
     """Step until the last epoch is done; log every step, save every epoch, every few minutes and when asked to stop."""
     rank, world_size, device = current()
-    total = args.optimization.epochs * run.steps_per_epoch
+    total, first = args.optimization.epochs * run.steps_per_epoch, rank == 0
     if run.step >= total:
+        QuickProbe(args, run, Board(args.output_folder(), enabled=False), resumed, first).look()  # if it was cut short
         logger.info(f"nothing to do: {checkpoint_path(args)} has all {total} steps; choose another logging.folder")
         return
-    if rank == 0:
+    if first:
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
-    schedule, first = make_schedule(args, run.steps_per_epoch), rank == 0
+    schedule = make_schedule(args, run.steps_per_epoch)
     board = Board(args.output_folder(), run.step, args.logging.wandb, enabled=first)
     readout, health = Readout(args, run, board, resumed, first), Health(args, run, board, resumed, first)
+    probe = QuickProbe(args, run, board, resumed, first)
     # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
     read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
     save_after = 60 * (args.logging.save_every_minutes or math.inf)
     loss, saved = math.nan, time.perf_counter()
     with board, listening(), Progress(total, run.step, args.logging.log_every, enabled=first) as progress:
+        probe.look()  # the encoder as it was drawn, or at the end of an epoch that was saved and not judged
         batches = progress.waiting_for(loader)
+        readout.restart(progress)
         while run.step < total:
             group, now = list(islice(batches, args.optimization.accumulate_steps)), schedule(run.step)
             with health.watch(group[-1]):
@@ -159,7 +164,7 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
             if save or run.step % read_every == 0:
                 loss = readout.read(progress)
             if save:
-                if rank == 0:
+                if first:
                     save_checkpoint(run, args, loss, world_size)
                 saved = time.perf_counter()
                 readout.restart(progress)  # a step's time is without the checkpoint before it
@@ -168,8 +173,10 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
             if stop and run.step < total:
                 barrier()  # nobody leaves before all is on the disk
                 raise Preempted(stop, f"{checkpoint_path(args)} has all {run.step} steps so far")
-    readout.close()
-    health.close()
+            if probe.look():
+                readout.restart(progress)
+    for log in (readout, health, probe):
+        log.close()
     if rank == 0:
         logger.info(f"done: {checkpoint_path(args)}")
 

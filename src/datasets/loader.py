@@ -114,6 +114,10 @@ class Loader:
         if not self._training and not used and self.skips.attempts and self._world_size == 1:
             raise self.skips.none_usable()
 
+    def close(self) -> None:
+        """End the workers that an evaluation's loader keeps for its next iteration, which then starts new ones."""
+        self._evaluation_loader = None
+
     def _explain(self, error: RuntimeError) -> None:
         if not str(error).startswith("DataLoader worker"):
             return
