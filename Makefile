@@ -1,4 +1,4 @@
-# make demo    pretrain VideoMamba-Tiny on the embedded data, probe it, show the table
+# make demo    pretrain VideoMamba-Tiny on the embedded data, probe it, show the table, write a report
 # make test    the whole test suite
 # make test-extras   what the test suite skips for want of a large package: Triton's kernels in its interpreter, on the
 #                    CPU, and timm's models; installs both
@@ -15,6 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m src.datasets.motion --out data/motion
 	$(BIN)/python -m app.main --fname configs/pretrain/vm_tiny.yaml
 	$(BIN)/python -m evals.main --fname configs/evals/vm_tiny_motion.yaml
+	$(BIN)/python -m app.report runs/vm_tiny
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

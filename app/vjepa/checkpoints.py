@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import Run
 from src.utils.checkpoint import load_newest, load_state_dict_strict, save_atomic, strip_prefixes
@@ -108,10 +110,7 @@ def load_checkpoint(checkpoints: list[Path], run: Run) -> tuple[Path, dict[str, 
     missing = [key for key in ("encoder", "predictor", "target_encoder", "opt", "epoch") if key not in state]
     if missing:
         raise UserError(f"{path}: not a pretraining checkpoint: it has no {', '.join(missing)}")
-    modules = {"encoder": run.encoder, "predictor": run.predictor, "target_encoder": run.target_encoder}
-    for name, module in modules.items():
-        load_state_dict_strict(module, strip_prefixes(state[name]), f"{path}: {name}")
-    load_state_dict_strict(run.target_projector, state.get("target_projector", {}), f"{path}: target_projector")
+    load_weights(state, path, run.encoder, run.predictor, run.target_encoder, run.target_projector)
     settings = [{key: group[key] for key in _FROM_CONFIG} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(state["opt"])
@@ -125,3 +124,18 @@ def load_checkpoint(checkpoints: list[Path], run: Run) -> tuple[Path, dict[str, 
     run.step = state.get("step", state["epoch"] * then) * run.steps_per_epoch // then
     run.samples = state.get("samples", run.step * run.samples_per_step)
     return path, state
+
+
+def load_weights(
+    state: dict[str, Any],
+    path: Path,
+    encoder: nn.Module,
+    predictor: nn.Module,
+    target_encoder: nn.Module,
+    target_projector: nn.Module,
+) -> None:
+    """Load what `path` held into a run's modules. Raises UserError, naming the first parameter that does not fit."""
+    modules = {"encoder": encoder, "predictor": predictor, "target_encoder": target_encoder}
+    modules["target_projector"] = target_projector  # absent from the checkpoints of before there was one
+    for name, module in modules.items():
+        load_state_dict_strict(module, strip_prefixes(state.get(name, {})), f"{path}: {name}")

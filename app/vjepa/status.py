@@ -83,8 +83,8 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the first key that differs, and both values.
     """
-    stored = _flat(read_mapping(folder / PARAMS)) if (folder / PARAMS).exists() else {}
-    for key, value in _flat(config).items():
+    stored = flat_keys(read_mapping(folder / PARAMS)) if (folder / PARAMS).exists() else {}
+    for key, value in flat_keys(config).items():
         if stored.get(key, value) != value and not key.startswith(_MAY_CHANGE):
             raise UserError(
                 f"{folder} holds a run with {key}={stored[key]}, where {value} is asked for now: "
@@ -92,11 +92,11 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys and their values; lists are values."""
     flat = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
