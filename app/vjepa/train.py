@@ -40,6 +40,7 @@ from src.ops.compiled import keep_freed_memory
 from src.utils.board import Board
 from src.utils.config import save_config
 from src.utils.distributed import agree, barrier, current
+from src.utils.environment import append_environment
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
 from src.utils.preemption import Preempted, listening, requested
 from src.utils.progress import Progress
@@ -141,6 +142,7 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
         return
     if first:
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
+        append_environment(args.output_folder(), device, world_size)
     schedule = make_schedule(args, run.steps_per_epoch)
     board = Board(args.output_folder(), run.step, args.logging.wandb, enabled=first)
     readout, health = Readout(args, run, board, resumed, first), Health(args, run, board, resumed, first)
