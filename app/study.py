@@ -2,7 +2,8 @@
 
 Training is `app.main` and probing `evals.main`, one run after the other; what is finished is not done again, so the
 same command goes on after an interruption. On a cluster, submit the sweep first (docs/slurm.md): this then only probes.
-The csv has a row for each run and encoder (pretrained, random) with the accuracy of each probe.
+The csv has a row for each run and encoder (pretrained, random) with the accuracy of each probe; a second one,
+NAME-health.csv, has every look at the runs' health. `python -m app.study_page` makes tables and plots of them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ logger = get_logger(__name__)
 
 # The health of a run at its last look, beside the accuracies.
 HEALTH = ("target/sample_std", "target/effective_rank_centered", "prediction/feature_std", "gradient/encoder")
-COLUMNS = ("run", "row", "seed", "encoder", "steps", "loss", *HEALTH)
+COLUMNS = ("run", "row", "seed", "model", "encoder", "steps", "loss", *HEALTH, "chance")
+HEALTH_COLUMNS = ("run", "row", "seed", "step", *HEALTH)
 
 
 def main() -> int:
@@ -50,6 +52,8 @@ def main() -> int:
     for row in args.only or []:
         if row not in rows:
             raise UserError(f"command line: --only: {args.sweep} has no row '{row}'; rows: {', '.join(sorted(rows))}")
+    if out.exists() and not out.read_text(encoding="utf-8").startswith(",".join(COLUMNS[:4])):
+        raise UserError(f"command line: --out: {out} is another csv: give another name")
     chosen = [run for run in planned if args.only is None or _row_of(run) in args.only]
     for number, run in enumerate(chosen, start=1):
         logger.info(f"{run.label} ({number} of {len(chosen)})")
@@ -99,32 +103,39 @@ def results_of(run: Planned, eval_file: str) -> dict[str, Any] | None:
 
 
 def gather(planned: Sequence[Planned], eval_file: str, out: Path) -> None:
-    """Write the csv of all runs that have begun."""
+    """Write the csv of all runs that have begun, and beside it that of their health."""
     begun = [(run, read_status(Path(run.raw["logging"]["folder"])), results_of(run, eval_file)) for run in planned]
     begun = [entry for entry in begun if entry[1].step]
     probes = list(dict.fromkeys(score["probe"] for *_, found in begun if found for score in found["scores"]))
     rows: list[list[object]] = []
+    looks: list[list[object]] = []
     for run, status, found in begun:
-        health = last_health(run)
+        health = health_of(run)
         what = [run.label, _row_of(run), run.raw.get("meta", {}).get("seed", 0)]
+        looks += [[*what, step, *(look.get(name, "") for name in HEALTH)] for step, look in health]
+        what.append(run.raw["model"]["model_name"])
+        last = health[-1][1] if health else {}
         shown = [status.step, "" if status.loss is None else f"{status.loss:.5f}"]
-        shown += [health.get(name, "") for name in HEALTH]
+        shown += [*(last.get(name, "") for name in HEALTH), f"{found['chance']:.4f}" if found else ""]
         scores = found["scores"] if found else []
         for encoder in dict.fromkeys(score["row"] for score in scores) or ("none",):
             accuracy = {s["probe"]: f"{s['accuracy']:.4f}" for s in scores if s["row"] == encoder}
             rows.append([*what, encoder, *shown, *(accuracy.get(name, "") for name in probes)])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(out, [*COLUMNS, *probes], rows)
+    write_csv(out.with_name(f"{out.stem}-health.csv"), HEALTH_COLUMNS, looks)
 
 
-def last_health(run: Planned) -> dict[str, str]:
-    """The last row of a run's diagnostics; empty where there are none."""
+def health_of(run: Planned) -> list[tuple[int, dict[str, str]]]:
+    """(step, row) of a run's diagnostics; empty where there are none."""
     logging = run.raw["logging"]
     path = Path(logging["folder"]) / f"{logging.get('write_tag', 'jepa')}-diagnostics.csv"
     if not path.exists():
-        return {}
+        return []
+    status = read_status(Path(logging["folder"]))
+    per_epoch = status.steps // status.epochs if status.steps and status.epochs else 0
     with path.open(newline="", encoding="utf-8") as file:
-        return next(iter([*csv.DictReader(file)][-1:]), {})
+        return [(int(row["epoch"]) * per_epoch + int(row["itr"]), row) for row in csv.DictReader(file)]
 
 
 def _row_of(run: Planned) -> str:

@@ -88,6 +88,10 @@ def test_a_study_from_sweep_to_csv(sweep, tmp_path):
         assert (row["run"], row["seed"], row["steps"]) == ("fine-seed=3", "3", "2")
         assert 0 <= float(row["linear"]) <= 1 and 0 <= float(row["knn"]) <= 1
         assert float(row["target/effective_rank_centered"]) > 1 and float(row["loss"]) > 0
+        assert (row["model"], float(row["chance"])) == ("vit_tiny", 1.0)  # of one video
+    with out.with_name("out-health.csv").open() as file:
+        looks = [(look["row"], look["step"]) for look in csv.DictReader(file)]
+    assert looks[:2] == [("fine", "0"), ("fine", "1")]  # diagnose_every 1, two steps
     assert rows["wild", "none"]["linear"] == ""
 
     before = out.read_text(), (tmp_path / "runs/fine-seed=3/jepa_r0.csv").stat().st_mtime_ns
@@ -103,6 +107,9 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match="has no row 'fin'; rows: fine, wild"):
         call(sweep, "--only", "fin")
+    (tmp_path / "sizes.csv").write_text("model,width\n")
+    with pytest.raises(UserError, match=r"--out: .*sizes\.csv is another csv"):
+        call(sweep, "--out", tmp_path / "sizes.csv")
     (tmp_path / "list.yaml").write_text(f"- {tmp_path / 'base.yaml'}\n")
     with pytest.raises(UserError, match="a list of configs is no sweep"):
         call(tmp_path / "list.yaml")
