@@ -64,7 +64,9 @@ class VideoDataConfig(_LoadingConfig):
 
     dataset_train: str | None = Field(None, description="list of training videos (csv, one `path label` per line)")
     dataset_val: str | None = Field(None, description="list of validation videos")
-    dataset_type: DatasetType = Field("VideoDataset", description="kind of data; MotionDataset is the embedded one")
+    dataset_type: DatasetType = Field(
+        "VideoDataset", description="kind of data; MotionDataset and DriftDataset are embedded"
+    )
     frames_per_clip: int = Field(16, gt=0, description="frames per clip")
     num_segments: int = Field(1, gt=0, description="clips spread over a video")
     num_views_per_segment: int = Field(1, gt=0, description="crops of each clip in validation")

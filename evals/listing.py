@@ -12,7 +12,7 @@ import numpy as np
 
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.lists import read_list, resolve
-from src.datasets.motion import ensure_motion
+from src.datasets.motion import EMBEDDED, ensure_embedded
 from src.utils.errors import UserError
 
 SELECT_SHARE = 0.1  # of the training samples, held out to choose between several heads
@@ -47,8 +47,8 @@ def read_listing(source: str | Path, dataset_type: str, key: str) -> Listing:
     source = Path(source)
     if dataset_type == "WebVideoDataset":
         raise UserError("data.dataset_type WebVideoDataset has no list to evaluate on: use VideoDataset with csv lists")
-    if dataset_type == "MotionDataset" and not source.exists():
-        ensure_motion(source.parent)
+    if dataset_type in EMBEDDED and not source.exists():
+        ensure_embedded(source.parent, dataset_type)
     if not source.exists():
         raise UserError(f"{key}: {source} does not exist")
     if dataset_type == "ImageDataset":

@@ -31,7 +31,7 @@ class DataConfig(Section):
 
     dataset_type: DatasetType = Field(
         "VideoDataset",
-        description="kind of data; MotionDataset is the embedded one and writes itself where it is absent",
+        description="kind of data; MotionDataset and DriftDataset are embedded and write themselves where absent",
     )
     mask_type: MaskType = Field("multiblock3d", description="how tokens are chosen to be hidden; see `mask`")
     mask_equalize: Literal["matched", "random", "tail"] = Field(
@@ -130,6 +130,23 @@ class LossConfig(Section):
 
     loss_exp: float = Field(1.0, gt=0, description="exponent of the absolute difference; 1 is L1")
     reg_coeff: float = Field(0.0, ge=0, description="weight of the hinge on the variance of the predictions")
+    target_norm: Literal["layer", "batch"] = Field(
+        "layer",
+        description="(added) how targets are normalised: layer, each token by itself, V-JEPA's; batch, each place and "
+        "dimension over the clips of the batch, so that a target says how its clip differs from others",
+    )
+    target_pooled: Share = Field(
+        0.0, description="(added) share of each target that is the mean of its clip's hidden tokens; needs a batch norm"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> LossConfig:
+        if self.target_pooled and self.target_norm != "batch":
+            raise ValueError(
+                f"loss.target_pooled={self.target_pooled:g} needs loss.target_norm=batch: the mean of "
+                "layer-normalised tokens is mostly where they are"
+            )
+        return self
 
 
 class MaskConfig(Section):
@@ -222,6 +239,11 @@ class ModelConfig(Section):
     )
     halve_directions: bool = Field(
         False, description="(added) mean instead of sum of the two directions in a videomamba encoder"
+    )
+    init: Literal["published", "fan_in"] = Field(
+        "published",
+        description="(added) Linears of encoder and predictor at step 0; published: V-JEPA's and Mamba's; "
+        "fan_in: deviation 1/sqrt(inputs), so that narrow blocks pass on as much as wide ones",
     )
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="(added) stochastic depth of the encoder")
     use_activation_checkpointing: bool = Field(
@@ -331,6 +353,15 @@ class PretrainConfig(Section):
     optimization: OptimizationConfig
     probe: QuickProbeConfig = Field(default_factory=QuickProbeConfig)
     study: StudyConfig = Field(default_factory=StudyConfig)
+
+    @model_validator(mode="after")
+    def _batch(self) -> PretrainConfig:
+        if self.loss.target_norm == "batch" and self.data.batch_size < 8:
+            raise ValueError(
+                f"loss.target_norm=batch compares the clips of a batch, and data.batch_size={self.data.batch_size} is "
+                "too few: give 8 at least, better 16 or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _masks(self) -> PretrainConfig:

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from app.vjepa.config import PretrainConfig
-from app.vjepa.objective import VideoJEPA
+from app.vjepa.objective import VideoJEPA, normalised_targets
 from app.vjepa.utils import Run
 from src.datasets.batch import Batch
 from src.datasets.transforms import normalize
-from src.masks.utils import apply_masks
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock, MambaMixer
 from src.models.utils.patch_embed import PatchEmbed3D
@@ -79,8 +78,9 @@ class Health:
         run = self.run
         batch = batch.to(next(run.encoder.parameters()).device)
         clips = normalize(batch.clips[0])
-        targets_BND = F.layer_norm(run.target(clips).float(), (run.encoder.embed_dim,))
-        targets = apply_masks(targets_BND, batch.masks_pred, concat=False)
+        h_BND = run.target(clips).float()
+        targets_BND = F.layer_norm(h_BND, (run.encoder.embed_dim,))  # of one size whatever the recipe's targets are
+        targets = normalised_targets(h_BND, batch.masks_pred, self.args.loss.target_norm, self.args.loss.target_pooled)
         predictions = VideoJEPA(run.encoder, run.predictor)(clips, batch.masks_enc, batch.masks_pred)
         if self.board.watched and run.step // run.steps_per_epoch != self.pictured:
             self._draw(batch, targets_BND)

@@ -40,11 +40,42 @@ class Losses(NamedTuple):
 
 
 @torch.no_grad()
-def make_targets(target_encoder: nn.Module, clips: torch.Tensor, masks_pred: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Target features: every token of the clip encoded, layer-normalised without affine, gathered -> [(B, M_i, D)]."""
-    h_BND = target_encoder(clips)
-    h_BND = F.layer_norm(h_BND.float(), (h_BND.shape[-1],))
-    return apply_masks(h_BND, masks_pred, concat=False)
+def make_targets(
+    target_encoder: nn.Module,
+    clips: torch.Tensor,
+    masks_pred: list[torch.Tensor],
+    norm: str = "layer",
+    pooled: float = 0.0,
+) -> list[torch.Tensor]:
+    """Target features of the hidden tokens, every token of the clip encoded -> [(B, M_i, D)]; see below."""
+    return normalised_targets(target_encoder(clips), masks_pred, norm, pooled)
+
+
+@torch.no_grad()
+def normalised_targets(
+    h_BND: torch.Tensor, masks_pred: list[torch.Tensor], norm: str = "layer", pooled: float = 0.0
+) -> list[torch.Tensor]:
+    """The targets of `make_targets` from the target encoder's output (B, N, D) -> [(B, M_i, D)], float32.
+
+    norm "layer", V-JEPA's: layer normalisation without affine, each token by itself. What says where a token is stays
+    in it, and is the first thing that a predictor gets right. norm "batch": the mean over the batch at the same place
+    is taken away, which leaves what differs between clips, and each dimension has variance 1 over the batch.
+
+    `pooled` is the share of each target that is the mean of the clip's hidden tokens, standardised over the batch too:
+    what distant tokens have in common stays in the mean, and what each has for itself is averaged out.
+    """
+    h_BND = h_BND.float()
+    h_BND = F.layer_norm(h_BND, (h_BND.shape[-1],)) if norm == "layer" else _standardised(h_BND)
+    targets = apply_masks(h_BND, masks_pred, concat=False)
+    if not pooled:
+        return targets
+    return [torch.lerp(h, _standardised(h.mean(dim=1, keepdim=True)).expand_as(h), pooled) for h in targets]
+
+
+def _standardised(x_BND: torch.Tensor) -> torch.Tensor:
+    """Mean 0 over the batch at each place, variance 1 over batch and places in each dimension."""
+    x_BND = x_BND - x_BND.mean(dim=0, keepdim=True)
+    return x_BND * (x_BND.square().mean(dim=(0, 1), keepdim=True) + 1e-6).rsqrt()
 
 
 def jepa_losses(

@@ -20,6 +20,7 @@ from app.vjepa.utils import Run
 from evals.judges import knn_probe, linear_probe
 from evals.listing import Listing, draw_subset, read_listing
 from src.datasets.data_manager import Loader, init_data
+from src.datasets.motion import EMBEDDED
 from src.datasets.transforms import EvalTransform, normalize
 from src.utils.board import Board
 from src.utils.csv_log import CSVLogger
@@ -74,8 +75,8 @@ class QuickProbe:
         return listing.subset(ids, self.args.output_folder() / name)
 
     def _dataset_type(self) -> str:
-        """The embedded data set is written where it is absent; everything else is a list of videos."""
-        return "MotionDataset" if self.args.data.dataset_type == "MotionDataset" else "VideoDataset"
+        """An embedded data set is written where it is absent; everything else is a list of videos."""
+        return self.args.data.dataset_type if self.args.data.dataset_type in EMBEDDED else "VideoDataset"
 
     def look(self) -> bool:
         """Judge the target encoder and write a row, if an epoch has just ended whose turn it is and that has none.

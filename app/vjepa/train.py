@@ -203,7 +203,7 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
         synchronise = i + 1 == len(group) or not isinstance(run.model, DistributedDataParallel)
         with nullcontext() if synchronise else run.model.no_sync():
             with autocast(args, device):
-                targets = make_targets(run.target, clips, masks_pred)
+                targets = make_targets(run.target, clips, masks_pred, args.loss.target_norm, args.loss.target_pooled)
                 predictions = run.model(clips, masks_enc, masks_pred)
             losses = jepa_losses(
                 predictions, targets, args.loss.loss_exp, args.loss.reg_coeff, shrink=args.study.shrink_variance

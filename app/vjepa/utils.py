@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from app.vjepa.config import PretrainConfig
 from app.vjepa.faults import redraw
+from src.models.backbone import init_fan_in
 from src.models.decay import decays
 from src.models.spec import encoder_spec, predictor_spec
 from src.models.utils.attention import Block
@@ -27,6 +28,9 @@ def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
     config = cfg.model_dump()
     encoder = encoder_spec(config).build()
     predictor = predictor_spec(config).build()
+    if cfg.model.init == "fan_in":
+        encoder.apply(init_fan_in)
+        predictor.apply(init_fan_in)
     redraw(cfg.study, encoder, predictor)
     return encoder, predictor
 

@@ -11,7 +11,7 @@ from src.datasets.fetch import ClipSource
 from src.datasets.frame_sampling import ClipSampling
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.loader import Loader
-from src.datasets.motion import ensure_motion
+from src.datasets.motion import EMBEDDED, ensure_embedded
 from src.datasets.shards import expand, is_url
 from src.datasets.skips import SkipReport
 from src.datasets.video_dataset import Transform, VideoDataset
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["DATASET_TYPES", "Loader", "init_data"]
 
-DATASET_TYPES = ("VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset")
+DATASET_TYPES = ("VideoDataset", "WebVideoDataset", "ImageDataset", *EMBEDDED)
 
 
 def init_data(
@@ -59,7 +59,7 @@ def init_data(
     """Batches of a data set.
 
     Args:
-        dataset_type: one of DATASET_TYPES. MotionDataset writes itself where its lists are absent.
+        dataset_type: one of DATASET_TYPES. MotionDataset and DriftDataset write themselves where they are absent.
         datasets: lists of `path label` lines; folders of class folders for ImageDataset; shards for WebVideoDataset.
         batch_size: samples per rank and step.
         transform: frames and a generator -> a clip, or a list of views.
@@ -85,10 +85,9 @@ def init_data(
     how = (transform, filter_short_videos, filter_long_videos, decoder, pad_truncated)
     skips = SkipReport(max_skip_fraction, folder)
     source: ClipSource | WebVideoStream
-    if dataset_type in ("VideoDataset", "MotionDataset"):
-        if dataset_type == "MotionDataset":
-            for root in dict.fromkeys(Path(path).parent for path in datasets):
-                ensure_motion(root)
+    if dataset_type == "VideoDataset" or dataset_type in EMBEDDED:
+        for root in dict.fromkeys(Path(path).parent for path in datasets) if dataset_type in EMBEDDED else ():
+            ensure_embedded(root, dataset_type)
         source = VideoDataset(datasets, sampling, *how)
     elif dataset_type == "ImageDataset":
         source = ImageDataset(datasets, transform, num_frames)

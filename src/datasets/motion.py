@@ -1,11 +1,13 @@
-"""The embedded data set: H.264 clips of handwritten digits in motion, written once, the same for the same seed.
+"""The embedded data sets: H.264 clips in motion, written once, the same for the same seed.
 
-    python -m src.datasets.motion [--out data/motion] [--train N] [--val N] [--seed S] [--workers W] [--check]
+    python -m src.datasets.motion [--scene digits|drift] [--out data/motion] [--train N] [--val N] [--seed S] [--check]
 
-A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and `val.csv` (`path label`, the label being
-the motion, see `CLASSES`), `train_digit.csv` and `val_digit.csv` (the label being the digit), and `manifest.json`
-(what was asked for, versions, size and sha256 of every file). It is written into a temporary folder beside it and
-renamed when whole, so a set that exists is complete whatever interrupted an earlier writer.
+Two kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (motion_scene.py), and
+`drift`, textures that drift (drift_scene.py). A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv`
+and `val.csv` (`path label`, the label being the motion), of digits also `train_digit.csv` and `val_digit.csv` (the
+label being the digit), and `manifest.json` (what was asked for, versions, size and sha256 of every file). It is written
+into a temporary folder beside it and renamed when whole, so a set that exists is complete whatever interrupted an
+earlier writer.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from src.datasets.drift_scene import DIRECTIONS, DriftConfig, render_drift
 from src.datasets.motion_scene import CLASSES, REVERSED, SceneConfig, render_clip
 from src.datasets.motion_store import KIND, SPLITS, check_motion, digest_of, put_in_place, settled, temporary_sibling
 from src.utils.errors import UserError, run_cli
@@ -32,10 +36,13 @@ from src.utils.progress import Progress
 
 __all__ = [
     "CLASSES",
+    "EMBEDDED",
     "REVERSED",
+    "SCENES",
+    "DriftConfig",
     "SceneConfig",
     "check_motion",
-    "ensure_motion",
+    "ensure_embedded",
     "render_clip",
     "render_split",
     "write_motion",
@@ -62,26 +69,44 @@ def digit_images(split: str) -> tuple[np.ndarray, ...]:
     return tuple(found)
 
 
-def label_and_digit(split: str, index: int, seed: int) -> tuple[int, int]:
-    """Class and digit of clip `index`: 16 clips in a row have every class once, 160 every pair once."""
-    block, place = divmod(index, len(CLASSES))
-    order = np.random.default_rng([seed, SPLITS.index(split), block]).permutation(len(CLASSES))
+Scene = SceneConfig | DriftConfig
+SCENES: dict[str, type[Scene]] = {"digits": SceneConfig, "drift": DriftConfig}
+EMBEDDED = {"MotionDataset": "digits", "DriftDataset": "drift"}  # what configs call them (src/utils/fields.py)
+
+
+def _classes(scene: Scene) -> tuple[str, ...]:
+    return DIRECTIONS if isinstance(scene, DriftConfig) else CLASSES
+
+
+def _lists(scene: Scene) -> tuple[str, ...]:
+    """What is added to the name of a split to name the list of each of a clip's labels."""
+    return ("",) if isinstance(scene, DriftConfig) else ("", "_digit")
+
+
+def draw_labels(split: str, index: int, seed: int, scene: Scene) -> tuple[int, ...]:
+    """Class of clip `index`, and of digits which: as many clips in a row as there are classes have every class once."""
+    classes = len(_classes(scene))
+    block, place = divmod(index, classes)
+    order = np.random.default_rng([seed, SPLITS.index(split), block]).permutation(classes)
     label = int(order[place])
-    return label, (block + label) % 10
+    return (label,) if isinstance(scene, DriftConfig) else (label, (block + label) % 10)
 
 
-def render_index(split: str, index: int, seed: int, scene: SceneConfig) -> tuple[np.ndarray, int, int]:
-    """Clip `index` of a split: (uint8 (T, H, W, 3), label, digit), the same whatever else is rendered."""
-    label, digit = label_and_digit(split, index, seed)
+def render_index(split: str, index: int, seed: int, scene: Scene) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Clip `index` of a split: (uint8 (T, H, W, 3), its labels), the same whatever else is rendered."""
+    labels = draw_labels(split, index, seed, scene)
     rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
-    images = digit_images(split)[digit]
-    return render_clip(rng, label, images[rng.integers(len(images))], scene), label, digit
+    if isinstance(scene, DriftConfig):
+        return render_drift(rng, labels[0], scene), labels
+    images = digit_images(split)[labels[1]]
+    return render_clip(rng, labels[0], images[rng.integers(len(images))], scene), labels
 
 
-def render_split(split: str, count: int, seed: int, scene: SceneConfig) -> Iterator[tuple[np.ndarray, int, int]]:
-    """The first `count` clips of a split, in memory, without files: (uint8 (T, H, W, 3), label, digit)."""
+def render_split(split: str, count: int, seed: int, scene: Scene) -> Iterator[tuple[Any, ...]]:
+    """The first `count` clips of a split, in memory, without files: (uint8 (T, H, W, 3), label[, digit])."""
     for index in range(count):
-        yield render_index(split, index, seed, scene)
+        clip, labels = render_index(split, index, seed, scene)
+        yield clip, *labels
 
 
 def encode(path: Path, clip: np.ndarray, fps: int) -> None:
@@ -102,22 +127,20 @@ def encode(path: Path, clip: np.ndarray, fps: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _spec(scene: SceneConfig, train: int, val: int, seed: int) -> dict:
+def _spec(scene: Scene, train: int, val: int, seed: int) -> dict:
     spec = {"format": FORMAT, "train": train, "val": val, "seed": seed, "scene": dataclasses.asdict(scene)}
     return json.loads(json.dumps(spec))  # tuples become lists, as they will be when read back
 
 
-def _write_share(folder: Path, jobs: list[tuple[str, int]], seed: int, scene: SceneConfig, send: Callable) -> None:
+def _write_share(folder: Path, jobs: list[tuple[str, int]], seed: int, scene: Scene, send: Callable) -> None:
     for split, index in jobs:
-        clip, label, digit = render_index(split, index, seed, scene)
+        clip, labels = render_index(split, index, seed, scene)
         name = f"videos/{split}/{index:06d}.mp4"
         encode(folder / name, clip, scene.fps)
-        send((split, index, name, label, digit, *digest_of(folder / name)))
+        send((split, index, name, labels, digest_of(folder / name)))
 
 
-def _worker(
-    folder: Path, jobs: list, seed: int, scene: SceneConfig, pipe: multiprocessing.connection.Connection
-) -> None:
+def _worker(folder: Path, jobs: list, seed: int, scene: Scene, pipe: multiprocessing.connection.Connection) -> None:
     try:
         _write_share(folder, jobs, seed, scene, pipe.send)
     except (BrokenPipeError, KeyboardInterrupt):  # the parent is gone or going, and this share is of no use to anyone
@@ -126,7 +149,7 @@ def _worker(
         pipe.send(OSError(error.errno, error.strerror, error.filename))
 
 
-def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, workers: int) -> Iterator[tuple]:
+def _write_clips(folder: Path, jobs: list, seed: int, scene: Scene, workers: int) -> Iterator[tuple]:
     """Write the clips `jobs` and yield one row for each as it is done, from `workers` processes (1: this process)."""
     if workers <= 1:
         rows: list[tuple] = []
@@ -148,7 +171,8 @@ def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, worker
             processes.append(process)
         left, done = list(pipes), 0
         while left:
-            for pipe in multiprocessing.connection.wait(left):
+            ready = multiprocessing.connection.wait(left)
+            for pipe in [pipe for pipe in left if pipe in ready]:
                 try:
                     row = pipe.recv()
                 except EOFError:
@@ -168,26 +192,27 @@ def _write_clips(folder: Path, jobs: list, seed: int, scene: SceneConfig, worker
             process.join()
 
 
-def _fill(folder: Path, spec: dict, scene: SceneConfig, workers: int, progress: Callable[[], None] | None) -> None:
+def _fill(folder: Path, spec: dict, scene: Scene, workers: int, progress: Callable[[], None] | None) -> None:
     """Write a whole set into an empty folder."""
     counts = {split: spec[split] for split in SPLITS}
     for split in SPLITS:
         (folder / "videos" / split).mkdir(parents=True)
     rows, files = [], {}
     for row in _write_clips(folder, [(s, i) for s in SPLITS for i in range(counts[s])], spec["seed"], scene, workers):
-        rows.append(row[:5])
-        files[row[2]] = row[5:]
+        rows.append(row[:4])
+        files[row[2]] = row[4]
         if progress is not None:
             progress()
     rows.sort()
     for split in SPLITS:
-        for name, column in ((f"{split}.csv", 3), (f"{split}_digit.csv", 4)):
-            (folder / name).write_text("".join(f"{row[2]} {row[column]}\n" for row in rows if row[0] == split))
+        for which, what in enumerate(_lists(scene)):
+            name = f"{split}{what}.csv"
+            (folder / name).write_text("".join(f"{row[2]} {row[3][which]}\n" for row in rows if row[0] == split))
             files[name] = digest_of(folder / name)
     manifest = {
         "kind": KIND,
         "spec": spec,
-        "classes": CLASSES,
+        "classes": _classes(scene),
         "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy", "scikit-learn")},
         "files": {name: list(files[name]) for name in sorted(files)},
     }
@@ -196,7 +221,7 @@ def _fill(folder: Path, spec: dict, scene: SceneConfig, workers: int, progress: 
 
 def write_motion(
     root: str | Path,
-    scene: SceneConfig = SceneConfig(),  # noqa: B008 (frozen)
+    scene: Scene = SceneConfig(),  # noqa: B008 (frozen)
     train: int = 4096,
     val: int = 1024,
     seed: int = 0,
@@ -213,7 +238,7 @@ def write_motion(
     if root.is_symlink():  # a folder cannot be renamed onto a link
         root = root.resolve()
     if train < 1 or val < 1:
-        raise UserError(f"a motion data set needs at least one clip in each split, got train={train}, val={val}")
+        raise UserError(f"an embedded data set needs at least one clip in each split, got train={train}, val={val}")
     if seed < 0:
         raise UserError(f"a motion data set's seed is 0 or more, got {seed}")
     spec = _spec(scene, train, val, seed)
@@ -235,9 +260,9 @@ def write_motion(
         raise UserError(f"cannot write {error.filename or root}: {error.strerror}; choose another folder") from error
 
 
-def ensure_motion(root: str | Path, **settings: object) -> bool:
-    """`write_motion`, by the name under which callers ask for data that is mostly there already."""
-    return write_motion(root, **settings)
+def ensure_embedded(root: str | Path, dataset_type: str) -> bool:
+    """`write_motion` for data that a config names and that is mostly there already; `dataset_type` is of EMBEDDED."""
+    return write_motion(root, SCENES[EMBEDDED[dataset_type]]())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -245,17 +270,25 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m src.datasets.motion", description="Write or check the embedded data set."
     )
-    parser.add_argument("--out", type=Path, default=Path("data/motion"), help="its folder (default: %(default)s)")
+    parser.add_argument("--scene", choices=SCENES, default="digits", help="what is to be seen (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="its folder (default: data/motion, or data/drift)")
     parser.add_argument("--train", type=int, default=4096, help="training clips (default: %(default)s)")
     parser.add_argument("--val", type=int, default=1024, help="validation clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which set (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
     parser.add_argument("--check", action="store_true", help="verify the checksums of the set at --out, write nothing")
     args = parser.parse_args(argv)
+    args.out = args.out or Path("data", {"digits": "motion"}.get(args.scene, args.scene))
     if args.check:
         print(f"{args.out}: {check_motion(args.out)} files, all as written")
         return
-    settings = {"train": args.train, "val": args.val, "seed": args.seed, "workers": args.workers}
+    settings = {
+        "scene": SCENES[args.scene](),
+        "train": args.train,
+        "val": args.val,
+        "seed": args.seed,
+        "workers": args.workers,
+    }
     with Progress(args.train + args.val, what=f"writing {args.out}") as progress:
         written = write_motion(args.out, **settings, progress=progress.advance)
     print(f"{args.out}: {args.train} + {args.val} clips {'written' if written else 'were there already'}")

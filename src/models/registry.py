@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from src.models.backbone import VideoEncoder
 from src.models.predictor import HybridPredictor, Predictor, VideoMambaPredictor, VisionTransformerPredictor
@@ -29,10 +29,12 @@ PREDICTORS: dict[str, type[Predictor]] = {
 }
 
 BACKBONES: dict[str, Row] = {
+    "videomamba_nano": Row("mamba", 96, 4),
     "videomamba_tiny": Row("mamba", 192, 24),
     "videomamba_small": Row("mamba", 384, 24),
     "videomamba_middle": Row("mamba", 576, 32),
     "videomamba_base": Row("mamba", 768, 24),
+    "vit_nano": Row("attention", 96, 3, 3),
     "vit_tiny": Row("attention", 192, 12, 3),
     "vit_small": Row("attention", 384, 12, 6),
     "vit_base": Row("attention", 768, 12, 12),
@@ -59,7 +61,7 @@ def default_num_heads(width: int) -> int:
     return max(heads, 1)
 
 
-def create_encoder(name: str, **options: object) -> VideoEncoder:
+def create_encoder(name: str, **options: Any) -> VideoEncoder:
     """Encoder `name`; options go to its constructor (img_size, patch_size, num_frames, tubelet_size, ...).
 
     Options override the table's sizes (embed_dim, depth, num_heads). Raises UserError for an unknown name, and for one
@@ -68,20 +70,20 @@ def create_encoder(name: str, **options: object) -> VideoEncoder:
     row = backbone(name)
     if name in PREDICTOR_ONLY:
         raise UserError(f"model '{name}' is a predictor only: for an encoder choose one of {', '.join(BACKBONES)}")
-    sizes: dict[str, object] = {"embed_dim": row.embed_dim, "depth": row.depth}
+    sizes: dict[str, Any] = {"embed_dim": row.embed_dim, "depth": row.depth}
     if row.num_heads is not None:
         sizes |= {"num_heads": row.num_heads, "mlp_ratio": row.mlp_ratio}
     return ENCODERS[row.mixer](**sizes | options)
 
 
-def create_predictor(name: str, embed_dim: int, **options: object) -> Predictor:
+def create_predictor(name: str, embed_dim: int, **options: Any) -> Predictor:
     """Predictor with the trunk of `name` for an encoder of width `embed_dim`.
 
     Options go to its constructor and override the table's sizes (predictor_embed_dim, depth, num_heads).
     Raises UserError for an unknown name.
     """
     row = backbone(name)
-    sizes: dict[str, object] = {"predictor_embed_dim": row.embed_dim, "depth": row.depth}
+    sizes: dict[str, Any] = {"predictor_embed_dim": row.embed_dim, "depth": row.depth}
     options = sizes | {key: value for key, value in options.items() if value is not None}
     if row.num_heads is None:
         options.pop("num_heads", None)

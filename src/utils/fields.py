@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -40,15 +40,16 @@ PredictorName = Annotated[str, AfterValidator(_check_predictor_name)]
 PathList = Annotated[list[str], BeforeValidator(_without_nothing)]
 
 
+_DatasetType = Literal["VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset", "DriftDataset"]
+
+
 def _spell_dataset_type(value: object) -> object:
     """V-JEPA compares these without regard to case, and so do files written for it."""
-    names = {name.lower(): name for name in ("VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset")}
+    names = {name.lower(): name for name in get_args(_DatasetType)}
     return names.get(value.lower(), value) if isinstance(value, str) else value
 
 
-DatasetType = Annotated[
-    Literal["VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset"], BeforeValidator(_spell_dataset_type)
-]
+DatasetType = Annotated[_DatasetType, BeforeValidator(_spell_dataset_type)]
 
 
 def check_divisible(key: str, value: int, by_key: str, by: int) -> None:

@@ -18,7 +18,6 @@ from src.datasets.motion import (
     SceneConfig,
     check_motion,
     digit_images,
-    ensure_motion,
     render_clip,
     render_split,
     write_motion,
@@ -234,7 +233,7 @@ def test_two_writes_give_the_same_bytes_with_one_or_two_processes(tiny, tmp_path
 def test_a_complete_set_is_left_alone_at_once(tiny):
     before = {p: p.stat().st_mtime_ns for p in tiny.rglob("*")}
     start = time.perf_counter()
-    assert ensure_motion(tiny, **TINY) is False
+    assert write_motion(tiny, **TINY) is False
     assert time.perf_counter() - start < 0.3
     assert {p: p.stat().st_mtime_ns for p in tiny.rglob("*")} == before
 
@@ -246,7 +245,7 @@ def test_a_set_that_lost_a_file_is_written_again(tmp_path):
     (root / "videos/train/000005.mp4").unlink()
     with pytest.raises(UserError, match=r"000005\.mp4 is missing"):
         check_motion(root)
-    assert ensure_motion(root, **TINY) is True
+    assert write_motion(root, **TINY) is True
     assert contents(root) == whole
     assert names_in(tmp_path) == ["set"]
 
@@ -271,7 +270,7 @@ def test_a_killed_writer_leaves_no_set_and_is_cleaned_up_after(tmp_path):
         assert len(counts) < 40
         counts.append(len(list(left[0].rglob("*.mp4"))))
         time.sleep(0.15)
-    assert ensure_motion(root, **TINY) is True
+    assert write_motion(root, **TINY) is True
     assert check_motion(root) == 52
     assert names_in(tmp_path) == ["set"]
 
@@ -327,9 +326,9 @@ def test_check_names_the_file_with_a_flipped_byte(tmp_path):
 def test_other_settings_are_refused_by_name(tiny):
     before = contents(tiny)
     with pytest.raises(UserError, match=r"other settings \(seed 3 there, 4 asked\)"):
-        ensure_motion(tiny, **{**TINY, "seed": 4})
+        write_motion(tiny, **{**TINY, "seed": 4})
     with pytest.raises(UserError, match=r"scene\.noise 0\.02 there, 0\.5 asked"):
-        ensure_motion(tiny, scene=replace(SCENE, noise=0.5), **TINY)
+        write_motion(tiny, scene=replace(SCENE, noise=0.5), **TINY)
     assert contents(tiny) == before
 
 
@@ -338,22 +337,22 @@ def test_what_is_not_ours_is_refused_and_left(tmp_path):
     mine.mkdir()
     (mine / "holiday.txt").write_text("keep me")
     with pytest.raises(UserError, match="not a motion data set"):
-        ensure_motion(mine, **TINY)
+        write_motion(mine, **TINY)
     for text in ("{}", "[]", "not json", '{"kind": "motion-digits"}'):
         (mine / "manifest.json").write_text(text)
         with pytest.raises(UserError, match="not a motion data set"):
-            ensure_motion(mine, **TINY)
+            write_motion(mine, **TINY)
     assert (mine / "holiday.txt").read_text() == "keep me"
     with pytest.raises(UserError, match="not a motion data set"):
-        ensure_motion(mine / "holiday.txt", **TINY)
+        write_motion(mine / "holiday.txt", **TINY)
     with pytest.raises(UserError, match="cannot write"):
-        ensure_motion(mine / "holiday.txt" / "below", **TINY)
+        write_motion(mine / "holiday.txt" / "below", **TINY)
     with pytest.raises(UserError, match="holds no motion data set"):
         check_motion(tmp_path / "nothing")
     with pytest.raises(UserError, match="at least one clip"):
-        ensure_motion(tmp_path / "none", train=0)
+        write_motion(tmp_path / "none", train=0)
     with pytest.raises(UserError, match="seed is 0 or more"):
-        ensure_motion(tmp_path / "none", seed=-1)
+        write_motion(tmp_path / "none", seed=-1)
 
 
 def test_an_empty_folder_and_a_link_to_one_are_written_to(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.models.backbone import init_fan_in
 from src.models.registry import BACKBONES, PREDICTOR_ONLY, backbone, create_encoder, create_predictor, default_num_heads
 from src.utils.errors import UserError
 
@@ -132,3 +133,25 @@ def test_encoder_gradients_at_step_0_are_of_a_vits_order():
     print(f"encoder gradient norm at step 0 {norms}, share of elements below Adam's eps {dead}")
     assert norms["videomamba_tiny"] > norms["vit_tiny"] / 5
     assert dead["videomamba_tiny"] < 0.6
+
+
+@pytest.mark.parametrize("name", ["videomamba_tiny", "vit_tiny"])
+def test_fan_in_keeps_sizes_through_the_trunk(name):
+    """A block adds a good part of what it is added to: published initialisations add a tenth (Mamba) or less (ViT)."""
+    branches = {}
+    for init in ("published", "fan_in"):
+        torch.manual_seed(0)
+        encoder = create_encoder(name, **GRID).eval()
+        before = {key: value.clone() for key, value in encoder.state_dict().items()}
+        if init == "fan_in":
+            encoder.apply(init_fan_in)
+        sizes, first = [], encoder.layers[0] if name == "videomamba_tiny" else encoder.blocks[0]
+        first.register_forward_hook(
+            lambda _, into, out, sizes=sizes: sizes.append(((out - into[0]).std() / into[0].std()).item())
+        )
+        encoder(torch.randn(2, 3, 4, 32, 32))
+        branches[init] = sizes[0]
+    assert branches["published"] < 0.15 < 0.2 < branches["fan_in"] < 2
+    kept = {key for key, value in encoder.state_dict().items() if torch.equal(before[key], value)}
+    drawn = {key for key, part in encoder.named_modules() if isinstance(part, torch.nn.Linear) and "dt_proj" not in key}
+    assert {f"{key}.weight" for key in drawn} == set(before) - kept
