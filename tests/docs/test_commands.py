@@ -6,6 +6,7 @@ are those inside a paragraph. The others run, in one folder that holds what the 
 """
 
 import argparse
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -17,7 +18,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,8 +175,11 @@ def check(command: str, ready: bool) -> None:
         assert set(words[1:]) - {w for w in words if "=" in w} <= set(targets), f"the Makefile has no {words[1:]}"
     elif words[:2] == ["pip", "install"]:
         extras = re.findall(r"\.\[([\w,]+)\]", " ".join(words))
-        known = metadata("vjepa-mamba").get_all("Provides-Extra")
-        assert {extra for group in extras for extra in group.split(",")} <= set(known), f"no such extra: {extras}"
+        keywords = [
+            node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword)
+        ]
+        (known,) = (ast.literal_eval(node.value) for node in keywords if node.arg == "extras_require")
+        assert {extra for group in extras for extra in group.split(",")} <= known.keys(), f"no such extra: {extras}"
     elif words[0] == "torchrun":
         args = get_args_parser().parse_args(words[1:])
         assert args.module
