@@ -2,7 +2,7 @@
 # make test    the whole test suite
 # make test-extras   what the test suite skips for want of a large package: Triton's kernels in its interpreter, on the
 #                    CPU, and timm's models; installs both
-# make lint    ruff
+# make lint    ruff, and mypy on src
 # Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
 
 PYTHON ?= python3
@@ -27,6 +27,7 @@ test-extras: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from src.datasets.batch import Batch, Collate
 from src.datasets.fetch import ClipSource, DrawDataset, Progress, StartWorker
@@ -144,20 +145,22 @@ class Loader:
     def _loader(self) -> DataLoader:
         if self._evaluation_loader is not None:
             return self._evaluation_loader
-        stream = isinstance(self._source, WebVideoStream)
-        if stream:
+        source: Dataset
+        how: dict[str, Any] = {"collate_fn": self._collate}
+        if isinstance(self._source, WebVideoStream):
+            source, how["batch_size"] = self._source, None
             self._source.progress = self._progress
-        if stream and self._training:
-            self._source.start_step, self._source.total_steps = self.start_step, self.total_steps
+            if self._training:
+                self._source.start_step, self._source.total_steps = self.start_step, self.total_steps
+        else:
+            source, how["batch_sampler"] = DrawDataset(self._source, self._order, self._progress), self._sampler()
         loader = DataLoader(
-            self._source if stream else DrawDataset(self._source, self._order, self._progress),
-            batch_size=None if stream else 1,
-            batch_sampler=None if stream else self._sampler(),  # type: ignore[arg-type]
+            source,
             num_workers=self._num_workers,
-            collate_fn=self._collate,
             pin_memory=self._pin_mem,
             worker_init_fn=StartWorker(self._progress),
             persistent_workers=self._num_workers > 0 and not self._training,
+            **how,
         )
         if not self._training:
             self._evaluation_loader = loader

@@ -24,7 +24,7 @@ class PyAVFile:
         self._errors = (av.FFmpegError, ValueError, IndexError, ArithmeticError, MemoryError)
         file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         try:
-            self._container = av.open(file, metadata_errors="ignore")
+            self._container = av.open(file, "r", metadata_errors="ignore")
             self._stream = self._video_stream()
         except self._errors as error:
             raise DecodeError(label, "unreadable", first_line(error)) from None
@@ -57,7 +57,8 @@ class PyAVFile:
                 plane = reformatter.reformat(frame, *size, "rgb24", **one_thread).planes[0]
             except self._errors as error:
                 raise DecodeError(self._label, "corrupt", first_line(error)) from None
-            rows = np.frombuffer(plane, np.uint8).reshape(size[1], plane.line_size)
+            # PyAV's planes are buffers, which its types do not say.
+            rows = np.frombuffer(plane, np.uint8).reshape(size[1], plane.line_size)  # type: ignore[call-overload]
             return rows[:, : size[0] * 3].reshape(size[1], size[0], 3)
 
         return convert

@@ -114,6 +114,7 @@ class PyAVVideo(PyAVFile):
         return [f for _, f in zip(order, map(self.converter(), frames))]
 
     def _read_by_time(self, order: list[int], from_start: bool = False) -> list[np.ndarray]:
+        assert self._pts is not None
         targets = [self._pts[i] for i in order]
         frames = list(map(self.converter(), self._at_times(targets, from_start)))
         if len(frames) != len(targets):

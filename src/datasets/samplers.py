@@ -22,7 +22,7 @@ _MASK = (1 << 64) - 1
 class Draw(NamedTuple):
     """One sample of one step: which, when, and the seed of everything random about it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple.index, which nobody calls
     step: int
     seed: int
 

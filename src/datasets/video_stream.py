@@ -15,7 +15,7 @@ from src.datasets.pyav_file import PyAVFile
 class StreamFrame(NamedTuple):
     """Frame `index` of a video, shown `seconds` after its first one; `picture` is what VideoStream.rgb converts."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple.index, which nobody calls
     seconds: float
     picture: Any
 

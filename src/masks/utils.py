@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from torch import Tensor
 from src.utils.errors import UserError
 
 
+@overload
+def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: Literal[True] = True) -> Tensor: ...
+@overload
+def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: Literal[False]) -> list[Tensor]: ...
 def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
     """Gather the tokens that each mask names.
 

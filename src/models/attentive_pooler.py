@@ -5,6 +5,8 @@ Legend: B batch, N tokens, Q queries, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class AttentivePooler(nn.Module):
         mlp_ratio: float = 4.0,
         depth: int = 1,
         qkv_bias: bool = True,
-        norm_layer: type[nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class AttentiveClassifier(nn.Module):
         num_classes: int = 1000,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: type[nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
         init_std: float = 0.02,
     ) -> None:
         super().__init__()

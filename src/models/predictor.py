@@ -5,6 +5,7 @@ Legend: B batch, K context tokens, M target tokens, N tokens of the grid, D enco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -120,7 +121,7 @@ class VisionTransformerPredictor(Predictor):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: type[nn.Module] = LayerNorm,
+        norm_layer: Callable[..., nn.Module] = LayerNorm,
         uniform_power: bool = False,
         use_mask_tokens: bool = True,
         num_mask_tokens: int = 2,

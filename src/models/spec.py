@@ -114,7 +114,10 @@ def describe_encoder(tensors: Mapping[str, Tensor], what: str) -> EncoderSpec:
     if name is None:
         kind = "ViT" if mixer == "attention" else "VideoMamba"
         raise UserError(f"{what}: a {kind} {width} wide and {depth} deep, which is not in src/models/registry.py")
-    options = {"patch_size": kernel.shape[-1], "tubelet_size": kernel.shape[2] if kernel.dim() == 5 else 1}
+    options: dict[str, Any] = {
+        "patch_size": kernel.shape[-1],
+        "tubelet_size": kernel.shape[2] if kernel.dim() == 5 else 1,
+    }
     if mixer == "mamba":
         options |= {
             "pos_embed": "learned" if TIME in tensors or kernel.dim() == 4 else "sincos",

@@ -80,7 +80,7 @@ class TimmVideoEncoder(nn.Module):
             self.global_pool = global_pool
         self.num_classes = num_classes
         like = self.encoder.patch_embed.proj.weight
-        self.head = nn.Identity()
+        self.head: nn.Module = nn.Identity()
         if num_classes:
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
@@ -128,7 +128,9 @@ class TimmVideoEncoder(nn.Module):
             if i in taken:
                 found.append(final(tokens) if norm else tokens)
         if output_fmt != "NLC":
-            grid = token_grid(clip.shape[2], tuple(clip.shape[3:]), self.encoder.patch_size, self.encoder.tubelet_size)
+            grid = token_grid(
+                clip.shape[2], (clip.shape[3], clip.shape[4]), self.encoder.patch_size, self.encoder.tubelet_size
+            )
             found = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in found]
         return found if intermediates_only else (final(tokens), found)
 
@@ -164,7 +166,7 @@ class TimmVideoEncoder(nn.Module):
         for a file of another encoder.
         """
         height, tubelet = self.encoder.grid.h * self.encoder.patch_size, self.encoder.tubelet_size
-        sizes = {"img_size": height, "num_frames": self.num_frames, "tubelet_size": tubelet}
+        sizes: dict[str, Any] = {"img_size": height, "num_frames": self.num_frames, "tubelet_size": tubelet}
         loaded = load_encoder(path, model_name=self.name, keep_cls_token=False, **sizes)
         load_state_dict_strict(self.encoder, loaded.state_dict(), str(path))
 

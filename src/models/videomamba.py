@@ -76,7 +76,7 @@ class VideoMamba(VideoEncoder):
     def positions(self, grid: Grid) -> torch.Tensor:
         """Positions for `grid` -> (1, N, D), resampled if the model was made for another grid."""
         if self.pos_kind == "none":
-            return torch.zeros((), device=self.norm_f.weight.device)
+            return torch.zeros((), device=self.patch_embed.proj.weight.device)
         if self.pos_kind == "sincos":
             return super().positions(grid)
         space_1PD = resample_plane(self.pos_embed[:, -self.grid.h * self.grid.w :], self.grid, grid)
@@ -109,7 +109,7 @@ class VideoMamba(VideoEncoder):
             order_BK1 = self._time_first(x_BND, index_BK)[..., None]
             x_BND = x_BND.take_along_dim(order_BK1, dim=1)
         if self.cls_token is not None:
-            cls = self.cls_token
+            cls: torch.Tensor = self.cls_token
             if self.pos_kind == "learned":
                 cls = cls + self.pos_embed[:, :1]
             x_BND = torch.cat([cls.expand(len(x_BND), -1, -1), x_BND], dim=1)

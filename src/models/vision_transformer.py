@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class VisionTransformer(VideoEncoder):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: type[nn.Module] = LayerNorm,
+        norm_layer: Callable[..., nn.Module] = LayerNorm,
         uniform_power: bool = False,
         drop_path_rate: float = 0.0,
         use_sdpa: bool = True,

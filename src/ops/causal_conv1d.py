@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +100,12 @@ def _(
     return empty_like_layout(x), weight.new_empty(weight.shape), dbias
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, ctx.silu, ctx.reverse = inputs
     ctx.save_for_backward(x, weight, bias)
 
 
-def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     dx, dweight, dbias = torch.ops.vjepa_mamba.conv_backward(grad, x, weight, bias, ctx.silu, ctx.reverse)
     return dx, dweight, dbias if bias is not None else None, None, None

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -82,6 +83,10 @@ def pointer(x: Tensor | None) -> int:
     return x.data_ptr() if x is not None else 0
 
 
+@overload
+def readable(x: Tensor) -> Tensor: ...
+@overload
+def readable(x: None) -> None: ...
 def readable(x: Tensor | None) -> Tensor | None:
     """x in a type the kernels read."""
     return x if x is None or x.dtype in DTYPES else x.float()

@@ -6,6 +6,7 @@ Legend: D width; leading axes are rows.
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,13 +58,13 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float) -> tup
     return torch.empty_like(x, memory_format=torch.contiguous_format), weight.new_empty(weight.shape)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x, weight, ctx.eps = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, output[1])
 
 
-def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor | None, _: Tensor | None) -> tuple:
+def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
     if grad is None:
         return None, None, None
     return *torch.ops.vjepa_mamba.norm_backward(grad, *ctx.saved_tensors, ctx.eps), None

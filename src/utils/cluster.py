@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ from typing import Any, NamedTuple
 import submitit
 import torch
 
-from src.utils.config import Section
 from src.utils.errors import UserError
 from src.utils.job import Job
 from src.utils.local_jobs import run_in_turn
@@ -30,7 +30,7 @@ class Run(NamedTuple):
 
     planned: Planned
     name: str  # of the app or eval
-    config: Section
+    config: Any  # a Section of a whole file, with nodes and tasks_per_node
 
     @property
     def title(self) -> str:
@@ -229,7 +229,7 @@ def _run_here(
         return job
 
     if resources.cluster == "local":
-        return run_in_turn([(run.title, lambda run=run: start(run)) for run in runs], resources.parallel or 1)
+        return run_in_turn([(run.title, functools.partial(start, run)) for run in runs], resources.parallel or 1)
     for run in runs:  # debug: what a run raises is shown as it is, and ends the others
         job = start(run)
         os.environ["SUBMITIT_DEBUG_JOB_ID"] = job.job_id

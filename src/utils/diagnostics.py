@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def update_ratios(
 
 
 @torch.no_grad()
-def state_space_stats(mixers: Iterable[NamedModule]) -> dict[str, float]:
+def state_space_stats(mixers: Iterable[tuple[str, Any]]) -> dict[str, float]:
     """Step sizes and decay rates of Mamba mixers: the medians over channels (and states) and directions.
 
     `dt/<name>`: softplus(dt_proj.bias), the step at zero input; initialised between 0.001 and 0.1.

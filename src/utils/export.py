@@ -88,7 +88,7 @@ def write_safetensors(checkpoint: Path, folder: Path, name: str, key: str | None
     source = open_weights(checkpoint, key)
     weights = fit_encoder(source)
     encoder = weights.build()
-    config = {
+    config: dict[str, Any] = {
         "model_name": weights.spec.name,
         "options": weights.spec.options,
         "checkpoint_key": source.key,

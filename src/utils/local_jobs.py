@@ -27,7 +27,8 @@ def run_in_turn(starts: Sequence[tuple[str, Callable[[], Any]]], parallel: int) 
     Returns:
         0, or the exit code of the first that failed, whose reason is then on stderr.
     """
-    waiting, running, code = list(starts), [], 0
+    running: list[tuple[str, Any]] = []
+    waiting, code = list(starts), 0
     with _stopping(running):
         while waiting or running:
             while waiting and len(running) < parallel:

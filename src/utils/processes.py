@@ -108,6 +108,8 @@ def _report(error: BaseException) -> _Report:
 def _end_with_parent() -> None:
     """End this process at once when its parent is gone, however that came about."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
         parent.join()

@@ -25,7 +25,7 @@ class _Mark(NamedTuple):
 
     time: float
     step: int
-    count: int
+    units: int
     waited: float
 
 
@@ -119,13 +119,14 @@ class Progress:
 
     def _lately(self) -> _Mark:
         """What the last steps took."""
-        return _Mark(*(now - then for then, now in zip(self._marks[0], self._marks[-1])))
+        then, now = self._marks[0], self._marks[-1]
+        return _Mark(now.time - then.time, now.step - then.step, now.units - then.units, now.waited - then.waited)
 
     @property
     def rate(self) -> float:
         """Clips (or what `unit` says) per second over the last steps; 0 before the first."""
         lately = self._lately()
-        return lately.count / lately.time if lately.time > 0 else 0.0
+        return lately.units / lately.time if lately.time > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:

@@ -6,6 +6,7 @@ Legend: B batch, L tokens, D width, E = expand*D inner width, N state size, R ra
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,13 +102,14 @@ class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm in one pass on the CPU. (..., D) -> (..., D)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.eps is not None  # torch's class allows it
         return rms_norm(x, self.weight, self.eps)
 
 
 class MambaBlock(nn.Module):
     """Pre-norm residual block around a mixer; the residual stream stays in float32. (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, dim: int, drop_path: float = 0.0, **mixer_options: object) -> None:
+    def __init__(self, dim: int, drop_path: float = 0.0, **mixer_options: Any) -> None:
         super().__init__()
         self.norm = RMSNorm(dim, eps=1e-5)
         self.mixer = MambaMixer(dim, **mixer_options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ class MultiMaskWrapper(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone  # a VideoEncoder
 
     def forward(
         self, x_BCTHW: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None
@@ -38,8 +40,8 @@ class PredictorMultiMaskWrapper(nn.Module):
         masks_tgt: torch.Tensor | list[torch.Tensor],
     ) -> list[torch.Tensor]:
         ctxt, masks_ctxt, masks_tgt = (x if isinstance(x, list) else [x] for x in (ctxt, masks_ctxt, masks_tgt))
-        tgt = tgt if isinstance(tgt, list) else [tgt] * len(ctxt)
+        targets = tgt if isinstance(tgt, list) else [tgt] * len(ctxt)
         return [
             self.backbone(z, h, mc, mt, mask_index=i)
-            for i, (z, h, mc, mt) in enumerate(zip(ctxt, tgt, masks_ctxt, masks_tgt))
+            for i, (z, h, mc, mt) in enumerate(zip(ctxt, targets, masks_ctxt, masks_tgt))
         ]

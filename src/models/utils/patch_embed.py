@@ -32,6 +32,7 @@ class PatchEmbed3D(nn.Module):
         # Unit-variance pixels give unit-variance tokens, beside sin-cos positions of variance 1/2. With PyTorch's own
         # initialisation, a third of that variance, positions dominate what the encoder sees.
         nn.init.normal_(self.proj.weight, std=self.proj.weight[0].numel() ** -0.5)
+        assert self.proj.bias is not None  # it has one unless told otherwise
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import argparse
 import functools
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def cases() -> list[Case]:
     plain = [replace(base, length=n) for n in (1, 2, 63, 64, 65, 1000, 1568)]
     plain += [replace(base, channels=e) for e in (1, 7, 16, 33)]
     plain += [replace(base, states=n, length=300) for n in (1, 2, 5, 8, 24, 64)]
-    plain += [replace(base, **{name: False}) for name in ("D", "z", "bias", "softplus")]
+    left_out: list[dict[str, Any]] = [{name: False} for name in ("D", "z", "bias", "softplus")]
+    plain += [replace(base, **options) for options in left_out]
     plain += [replace(base, D=False, z=False, bias=False, softplus=False)]
     plain += [replace(base, layout=layout) for layout in ("time", "strided")]
     plain += [replace(base, batch=n) for n in (0, 1, 3)]
@@ -52,7 +54,7 @@ def cases() -> list[Case]:
     return [replace(case, reverse=reverse) for case in plain for reverse in (False, True)]
 
 
-def make_inputs(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor | None]:
+def make_inputs(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Any]:
     """Inputs of a case on the CPU; A, D and delta_bias stay float32, the others have `dtype`."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -81,10 +83,10 @@ def make_inputs(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -
 
 
 def run(
-    case: Case, inputs: dict[str, Tensor | None], backend: str, device: str = "cpu", work: torch.dtype | None = None
+    case: Case, inputs: dict[str, Any], backend: str, device: str = "cpu", work: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """Output 'out' and gradients by input name, as float64 on the CPU. `work`: cast every input to it first."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name in NAMES:
         x = inputs[name]
         leaves[name] = x.detach().to(device, work).requires_grad_() if x is not None else None

@@ -9,6 +9,8 @@ Legend: B batch, E inner width (channels), L sequence length, T chunk length, N 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,7 @@ def _scan_chunk(
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         u: Tensor,
         delta: Tensor,
         A: Tensor,
@@ -83,7 +85,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, D, z, delta_bias, *starts = ctx.saved_tensors
         along = (u, delta, B, C, z)  # tensors with a time axis; the others' gradients are summed over chunks
         fixed = (A, D, delta_bias)
@@ -115,7 +117,7 @@ class _ChunkedScan(torch.autograd.Function):
         return du, ddelta, dA, dB, dC, dD, dz, dbias, None, None
 
 
-def _leaf(x: Tensor | None) -> Tensor | None:
+def _leaf(x: Tensor | None) -> Any:
     return x.detach().requires_grad_() if x is not None else None
 
 
@@ -125,7 +127,7 @@ def _chunk_starts(length: int, step: int, reverse: bool) -> list[int]:
     return starts[::-1] if reverse else starts
 
 
-def _take(tensors: tuple[Tensor | None, ...], low: int, step: int, reverse: bool) -> list[Tensor | None]:
+def _take(tensors: tuple[Tensor | None, ...], low: int, step: int, reverse: bool) -> list[Any]:
     """The chunk [low, low + step) of each tensor's last axis, turned round when time runs backwards."""
     parts = [x[..., low : low + step] if x is not None else None for x in tensors]
     return [x.flip(-1) if x is not None and reverse else x for x in parts]

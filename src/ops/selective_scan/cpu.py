@@ -6,6 +6,8 @@ Inputs float32, bfloat16 or float16, of any strides; states float32. Fastest wit
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -131,22 +133,24 @@ def launch_backward(
         if out.dtype != torch.float32:
             out.copy_(buffer[..., :states].transpose(1, 2))
     parameters = ((A, dA), (D, dD), (delta_bias, dbias))
-    dA, dD, dbias = (g.to(t.dtype) if t is not None else None for t, g in parameters)
-    return [du, ddelta, dA, dB, dC, dD, dbias]
+    gA, gD, gbias = (g.to(t.dtype) if t is not None and g is not None else None for t, g in parameters)
+    return [du, ddelta, gA, dB, dC, gD, gbias]
 
 
-def _forward(u: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, Tensor]:
+def _forward(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     out = empty_like_layout(u)
-    return out, launch_forward(u, *rest, out)
+    inputs: tuple[Any, ...] = (u, *rest, out)
+    return out, launch_forward(*inputs)
 
 
-def _backward(grad: Tensor, *rest: Tensor | bool | None) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     u, z, add = rest[0], rest[6], rest[8]
     dz = empty_like_layout(z) if z is not None else None
     dadd = empty_like_layout(u) if add is not None else None
     if dadd is not None and z is None:
         dadd.copy_(grad)  # without a gate the sum's gradient is the output's
-    *ahead, dbias = launch_backward(grad, *rest, dz, dadd)
+    inputs: tuple[Any, ...] = (grad, *rest, dz, dadd)
+    *ahead, dbias = launch_backward(*inputs)
     return tuple(none(u) if g is None else g for g in (*ahead, dz, dbias, dadd))
 
 

@@ -7,6 +7,9 @@ there. Legend as in cpu.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from src.ops.selective_scan.cpu import PAD, check, checkpoint_shape, launch_back
 from src.ops.selective_scan.operator import none, state_gradient
 
 Maybe = Tensor | None
+Side = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Maybe, Maybe]
 _SIDE = "Tensor u{0}, Tensor delta{0}, Tensor A{0}, Tensor B{0}, Tensor C{0}, Tensor? D{0}, Tensor? delta_bias{0}"
 _INPUTS = f"{_SIDE.format('')}, {_SIDE.format('_b')}, Tensor? z"
 _GRADIENTS = ", ".join(["Tensor"] * 15)
@@ -27,12 +31,13 @@ torch.library.define(
 )
 
 
-def _split(inputs: tuple[Maybe, ...]) -> tuple[tuple[Maybe, ...], tuple[Maybe, ...], Maybe]:
-    return inputs[:7], inputs[7:14], inputs[14]
+def _split(inputs: Sequence[Any]) -> tuple[Side, Side, Maybe]:
+    ahead, back = tuple(inputs[:7]), tuple(inputs[7:14])
+    return ahead, back, inputs[14]
 
 
 @torch.library.impl("vjepa_mamba::bidirectional_forward", "cpu")
-def _(*args: Maybe | bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, softplus, keep = args
     ahead, back, z = _split(inputs)
     out = empty_like_layout(ahead[0])
@@ -42,7 +47,7 @@ def _(*args: Maybe | bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.impl("vjepa_mamba::bidirectional_backward", "cpu")
-def _(*args: Maybe | bool) -> tuple[Tensor, ...]:
+def _(*args: Any) -> tuple[Tensor, ...]:
     grad, *inputs, first, second, softplus = args
     ahead, back, z = _split(inputs)
     dz = empty_like_layout(z) if z is not None else None
@@ -52,14 +57,14 @@ def _(*args: Maybe | bool) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("vjepa_mamba::bidirectional_forward")
-def _(*args: Maybe | bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     u, A, A_b, keep = args[0], args[2], args[9], args[-1]
     kept = [u.new_empty(checkpoint_shape(u, a.shape[1], keep), dtype=torch.float32) for a in (A, A_b)]
-    return empty_like_layout(u), *kept
+    return empty_like_layout(u), kept[0], kept[1]
 
 
 @torch.library.register_fake("vjepa_mamba::bidirectional_backward")
-def _(*args: Maybe | bool) -> tuple[Tensor, ...]:
+def _(*args: Any) -> tuple[Tensor, ...]:
     grad, *inputs = args[:16]
     ahead, back, z = _split(inputs)
     got = []
@@ -69,13 +74,13 @@ def _(*args: Maybe | bool) -> tuple[Tensor, ...]:
     return *got, empty_like_layout(z) if z is not None else none(grad)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.softplus, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[1:])
 
 
-def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
+def _gradients(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
     if grad is None:
         return (None,) * 17
     saved = ctx.saved_tensors
@@ -86,7 +91,7 @@ def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Maybe, *_: Maybe)
 torch.library.register_autograd("vjepa_mamba::bidirectional_forward", _gradients, setup_context=_setup)
 
 
-def bidirectional_scan_cpu(ahead: tuple[Maybe, ...], back: tuple[Maybe, ...], z: Maybe, delta_softplus: bool) -> Tensor:
+def bidirectional_scan_cpu(ahead: Sequence[Any], back: Sequence[Any], z: Maybe, delta_softplus: bool) -> Tensor:
     """(scan(ahead) + reversed scan(back)) * silu(z); a side is (u, delta, A, B, C, D, delta_bias).
 
     Raises as `selective_scan_cpu` does.

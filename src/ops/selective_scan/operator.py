@@ -8,6 +8,7 @@ Legend: B batch, E inner width (channels), L sequence length, N state size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,11 +44,11 @@ def register(
     torch.library.impl(forward_name, devices, forward)
     torch.library.impl(backward_name, devices, backward)
 
-    def fake_forward(u: Tensor, delta: Tensor, A: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    def fake_forward(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         shape = checkpoint_shape(u, A.shape[1], bool(rest[-1]))
         return empty_like_layout(u), u.new_empty(shape, dtype=torch.float32)
 
-    def fake_backward(grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    def fake_backward(grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         B, C, D, z, delta_bias, add = rest[:6]
         return (
             empty_like_layout(u),
@@ -66,12 +67,12 @@ def register(
     run_forward = getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
     run_backward = getattr(torch.ops.vjepa_mamba, f"{name}_backward").default
 
-    def setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.softplus, ctx.reverse, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[1])
 
-    def gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor | None, _: Tensor | None) -> tuple:
+    def gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
         if grad is None:
             return (None,) * 12
         *tensors, checkpoints = ctx.saved_tensors

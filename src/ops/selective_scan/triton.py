@@ -14,6 +14,7 @@ Legend: B batch, E inner width (channels), L sequence length, N state size, T st
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import triton
@@ -250,7 +251,7 @@ def _backward(
     (gB, dB), (gC, dC) = state_gradient(B, 1), state_gradient(C, 1)
     gB.zero_()
     gC.zero_()
-    floats = {"dtype": torch.float32, "device": u.device}
+    floats: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
     dA = torch.zeros(batch, channels, states, **floats)
     dD, dbias = torch.zeros(batch, channels, **floats), torch.zeros(batch, channels, **floats)
     if u.numel():
