@@ -24,7 +24,7 @@ from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
 from src.utils.logging import get_logger
 from src.utils.sweep import Planned, plan
-from src.utils.yaml_io import dump_yaml, read_mapping
+from src.utils.yaml_io import apply_overrides, dump_yaml, read_mapping
 
 logger = get_logger(__name__)
 
@@ -37,15 +37,24 @@ HEALTH_COLUMNS = ("run", "row", "seed", "step", *HEALTH)
 def main() -> int:
     """The command line. Returns the exit code."""
     parser = Parser("app.study", "Run a sweep, probe every run, gather the results in one csv.")
-    parser.usage = "%(prog)s SWEEP --probe EVAL [options]"
-    parser.epilog = "The same command again goes on where it was stopped."
+    parser.usage = "%(prog)s SWEEP --probe EVAL [options] [key=value ...]"
+    parser.epilog = (
+        "key=value sets a key in every run, as data.crop_size=112; probes take their clips' sizes from the run. "
+        "The same command again goes on where it was stopped."
+    )
     parser.add_argument("sweep", metavar="SWEEP", help="sweep file, as configs/sweeps/why_it_failed.yaml")
     parser.add_argument("--probe", metavar="EVAL", required=True, help="YAML of the evaluation, for every run")
     parser.add_argument("--out", metavar="CSV", type=Path, help="default: docs/results/NAME-OF-THE-SWEEP.csv")
     parser.add_argument("--only", metavar="ROW", nargs="+", help="rows of the sweep to run (default: all)")
-    args = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="holds the folders of the runs (default: the sweep's)")
+    parser.add_argument("--dry-run", action="store_true", help="check and list the runs, do nothing")
+    args = parser.parse(None)
     out = args.out or Path("docs/results") / f"{Path(args.sweep).stem}.csv"
     planned, _ = plan(args.sweep, scaffold.check, "logging.folder")
+    for run in planned:
+        apply_overrides(run.raw, args.overrides)
+        if args.folder:
+            run.raw["logging"]["folder"] = str(args.folder / run.label)
     if not planned[0].label:
         raise UserError(f"{args.sweep}: a list of configs is no sweep: give base, folder, and runs or grid")
     rows = {_row_of(run) for run in planned}
@@ -55,6 +64,11 @@ def main() -> int:
     if out.exists() and not out.read_text(encoding="utf-8").startswith(",".join(COLUMNS[:4])):
         raise UserError(f"command line: --out: {out} is another csv: give another name")
     chosen = [run for run in planned if args.only is None or _row_of(run) in args.only]
+    if args.dry_run:
+        for run in chosen:
+            _, config = scaffold.check(run.raw, run.source)
+            print(f"{run.label}  {'trained' if config.finished() else 'to do'}  {config.output_folder()}")
+        return 0
     for number, run in enumerate(chosen, start=1):
         logger.info(f"{run.label} ({number} of {len(chosen)})")
         if train(run):
@@ -79,11 +93,23 @@ def train(run: Planned) -> bool:
 
 
 def probe(run: Planned, eval_file: str) -> bool:
-    """Probe a run's encoder, unless its results are there. Returns whether they are."""
+    """Probe a run's encoder on clips as it knows them, unless its results are there. Returns whether they are."""
     if results_of(run, eval_file) is not None:
         return True
-    model, folder = run.raw["model"]["model_name"], run.raw["logging"]["folder"]
-    return _call("evals.main", "--fname", eval_file, f"pretrain.folder={folder}", f"pretrain.model_name={model}")
+    _, config = scaffold.check(run.raw, run.source)
+    model, data = config.model, config.data
+    sizes = {
+        "pretrain.folder": config.output_folder(),
+        "pretrain.model_name": model.model_name,
+        "pretrain.frames_per_clip": data.num_frames,
+        "pretrain.tubelet_size": data.tubelet_size,
+        "pretrain.patch_size": data.patch_size,
+        "pretrain.uniform_power": str(model.uniform_power).lower(),
+        "data.frames_per_clip": data.num_frames,
+        "data.frame_step": data.sampling_rate,
+        "optimization.resolution": data.crop_size,
+    }
+    return _call("evals.main", "--fname", eval_file, *(f"{key}={value}" for key, value in sizes.items()))
 
 
 def _call(*command: str) -> bool:

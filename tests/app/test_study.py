@@ -100,6 +100,24 @@ def test_a_study_from_sweep_to_csv(sweep, tmp_path):
     assert (out.read_text(), (tmp_path / "runs/fine-seed=3/jepa_r0.csv").stat().st_mtime_ns) == before
 
 
+def test_keys_for_all_runs_and_a_folder_of_their_own(sweep, tmp_path):
+    words = ("--folder", tmp_path / "large", "data.crop_size=64", "data.num_frames=8")
+    shown = study(sweep, "--probe", tmp_path / "eval.yaml", *words, "--dry-run", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines() == [
+        f"{row}-seed=3  to do  {tmp_path}/large/{row}-seed=3" for row in ("fine", "wild")
+    ]
+    out = tmp_path / "large.csv"
+    done = study(sweep, "--probe", tmp_path / "eval.yaml", *words, "--only", "fine", "--out", out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((tmp_path / "large/fine-seed=3/params-pretrain.yaml").read_text())["data"]["crop_size"] == 64
+    with out.open() as file:
+        assert [row["encoder"] for row in csv.DictReader(file)] == ["pretrained", "random"]
+    wrong = study(sweep, "--probe", tmp_path / "eval.yaml", "data.crop_siz=64", "--dry-run", cwd=tmp_path)
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+    assert "data.crop_siz" in wrong.stderr
+
+
 def test_mistakes(sweep, tmp_path, monkeypatch):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["app.study", *map(str, words), "--probe", str(tmp_path / "eval.yaml")])
