@@ -4,7 +4,7 @@
 
 A made-up run of VideoMamba-Tiny with everything a page shows: a log and diagnostics of random numbers, an evaluation, a
 checkpoint as initialised, and clips of the embedded data. `seconds` is the command from start to end, `cpu_seconds` the
-processor time it used, both the median of three; each is a process of its own.
+processor time it used, both the median of --repeats runs, each a process of its own.
 """
 
 from __future__ import annotations
@@ -91,18 +91,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--out", type=Path, default=Path("docs/results/report_time.csv"))
+    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as root, args.out.open("w", newline="") as file:
         data = Path(root, "motion")
         write_motion(data, train=64, val=1, workers=1)
         writer = csv.writer(file)
-        writer.writerow(["steps", "seconds", "cpu_seconds", "mb", "cores"])
+        writer.writerow(["steps", "seconds", "cpu_seconds", "mb", "cores", "repeats"])
         for steps in args.steps:
             folder = Path(root, f"steps{steps}")
             write_run(folder, data, steps)
-            seconds, used, size = (statistics.median(figures) for figures in zip(*(measure(folder) for _ in range(3))))
-            writer.writerow([steps, f"{seconds:.1f}", f"{used:.1f}", f"{size:.2f}", cores])
+            measured = zip(*(measure(folder) for _ in range(args.repeats)))
+            seconds, used, size = (statistics.median(figures) for figures in measured)
+            writer.writerow([steps, f"{seconds:.1f}", f"{used:.1f}", f"{size:.2f}", cores, args.repeats])
             file.flush()
 
 

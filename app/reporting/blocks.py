@@ -55,7 +55,7 @@ def block_maps(run: RunFolder) -> list[Part]:
 
 def _maps(health: Log, kinds: tuple[Kind, ...], caption: str) -> Picture:
     """Maps side by side."""
-    with figure(1, len(kinds), 4.2, margins=Margins(left=0.95, between=1.1)) as (fig, grid):
+    with figure(1, len(kinds), 4.2, margins=Margins(left=0.95, right=0.55, between=1.5)) as (fig, grid):
         for axes, kind in zip(grid.flat, kinds):
             names = [name for name in health if re.match(rf"{kind.name}/.*(\.\d+|patch_embed)", name)]
             values = np.array([health[name] for name in names])

@@ -137,6 +137,7 @@ def _wait(axes: Axes, runs: Sequence[RunFolder]) -> None:
 def _lr(axes: Axes, runs: Sequence[RunFolder]) -> None:
     _lines(axes, _logs(runs), ["lr"])
     finish(axes, "Learning rate", "rate", zero=True)
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _decay(axes: Axes, runs: Sequence[RunFolder]) -> None:

@@ -47,11 +47,11 @@ MOST_POINTS = 400  # of a curve: more than there are pixels for in a panel
 class Margins(NamedTuple):
     """Room around panels and between them, inches. Laying out by measuring every label takes three times as long."""
 
-    left: float = 0.75
+    left: float = 0.9
     right: float = 0.2
     top: float = 0.4
     bottom: float = 0.55
-    between: float = 0.85
+    between: float = 1.0
 
 
 @contextmanager

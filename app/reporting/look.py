@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from app.reporting.run import RunFolder
 from app.vjepa.checkpoints import load_weights
-from app.vjepa.objective import VideoJEPA, make_targets
+from app.vjepa.objective import VideoJEPA, normalised_targets
 from app.vjepa.train import autocast, make_loader
 from app.vjepa.utils import init_video_model, make_target_encoder
 from src.datasets.transforms import normalize
@@ -137,8 +137,8 @@ def look(run: RunFolder, drawn: Clips) -> Seen:
             hidden = models.target_encoder(clips)
             features.append(_normalised(hidden))
             initial.append(_normalised(models.initial(clips)))
-            # The encoder has run already: what is left of the targets is the projector and their normalisation.
-            wanted = make_targets(models.target_projector, hidden, pred)
+            how = (run.config.loss.target_norm, run.config.loss.target_pooled)
+            wanted = normalised_targets(models.target_projector(hidden), pred, *how)
             for mask, (z, h) in enumerate(zip(models.jepa(clips, enc, pred), wanted)):
                 predictions[mask].append(z.float().cpu())
                 targets[mask].append(h.float().cpu())

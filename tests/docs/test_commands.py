@@ -52,6 +52,7 @@ _PROBE = (
 SMALLER = {
     "app.main_distributed": ("--dry-run",),
     "evals.main_distributed": ("--dry-run",),
+    "app.report": ("--clips", "2"),
     "configs/pretrain/vm_tiny.yaml": (*_FEW, "data.batch_size=2", "optimization.ipe=1", "optimization.epochs=1"),
     "configs/evals/vm_tiny_motion.yaml": _PROBE,
     "configs/evals/vm_tiny_motion_finetune.yaml": _PROBE,
