@@ -29,6 +29,7 @@ class DriftConfig:
     speed: float = 0.75  # pixels per frame
     grain: float = 2.0  # of the texture: lengths well above it are filtered out, and those below half of it
     contrast: float = 0.16  # the texture's standard deviation, white minus black being 1
+    colour: tuple[float, float, float] = (0.485, 0.456, 0.406)  # the mean: what inputs are normalised with is taken off
     noise: float = 0.07  # standard deviation of the sensor's, drawn anew for each frame
 
 
@@ -41,10 +42,11 @@ def draw_texture(rng: np.random.Generator, size: int, grain: float) -> np.ndarra
 
 
 def render_drift(rng: np.random.Generator, label: int, scene: DriftConfig) -> np.ndarray:
-    """One uint8 clip (T, H, W, 3), grey, of class `label` (DIRECTIONS; y grows downwards, as image rows do)."""
+    """One uint8 clip (T, H, W, 3), of one colour, of class `label` (DIRECTIONS; y grows downwards, as image rows do)."""
     heading = 2 * np.pi * label / len(DIRECTIONS)
     velocity = scene.speed * np.array([np.cos(heading), np.sin(heading)])
     time = np.arange(scene.frames)[:, None] - (scene.frames - 1) / 2
     clip = pan(scene.contrast * draw_texture(rng, scene.size, scene.grain)[None], velocity * time)
-    clip = 0.5 + clip + scene.noise * rng.standard_normal(clip.shape, dtype=np.float32)
-    return np.repeat(np.clip(clip * 255 + 0.5, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1), 3, axis=3)
+    clip = clip + scene.noise * rng.standard_normal(clip.shape, dtype=np.float32)
+    clip = clip.transpose(0, 2, 3, 1) + np.float32(scene.colour)
+    return np.clip(clip * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -11,10 +11,12 @@ GRID = {"img_size": 32, "patch_size": 16, "num_frames": 4, "tubelet_size": 2, "u
 
 # Trainable parameters in millions at 16 frames of 224 px: encoder; predictor of 6 blocks, 192 wide, over that encoder.
 PARAMETERS = {
+    "videomamba_nano": (0.47, 1.73),
     "videomamba_tiny": (7.06, 1.77),
     "videomamba_small": (25.63, 1.84),
     "videomamba_middle": (73.97, 1.91),
     "videomamba_base": (97.27, 1.99),
+    "vit_nano": (0.48, 2.71),
     "vit_tiny": (5.63, 2.74),
     "vit_small": (21.88, 2.82),
     "vit_base": (86.24, 2.97),
