@@ -19,10 +19,11 @@ CHECK
     "$PYTHON" -m benchmarks.gpu_steps
 fi
 
-# 16 frames are all that an embedded video has.
-KEYS=(data.num_frames=16 data.sampling_rate=1 data.num_workers=8 data.pin_mem=true
+# The data of the study, all 16 frames of a video.
+KEYS=(data.dataset_type=DriftDataset "data.datasets=[data/drift/train.csv]" data_aug.horizontal_flip=false
+    data.num_frames=16 data.sampling_rate=1 data.num_workers=8 data.pin_mem=true
     model.pred_depth=6 model.pred_embed_dim=192 "optimization.epochs=$EPOCHS" optimization.warmup=2)
-PROBE=configs/evals/vm_tiny_motion.yaml
+PROBE=configs/evals/vm_nano_drift.yaml # takes model and sizes from each run
 failed=0
 study() {
     local code=0
@@ -35,7 +36,7 @@ study() {
 }
 study configs/sweeps/gpu.yaml "${KEYS[@]}" --out docs/results/gpu.csv
 for name in why_it_failed ablations; do
-    study "configs/sweeps/$name.yaml" "${KEYS[@]}" data.crop_size=112 \
+    study "configs/sweeps/$name.yaml" "${KEYS[@]}" model.model_name=videomamba_tiny data.crop_size=112 \
         --folder "runs/gpu_$name" --out "docs/results/gpu_$name.csv"
 done
 exit "$failed"
