@@ -36,7 +36,8 @@ class Video(Protocol):
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames (len(indices), H, W, 3), in the order asked for; repeats allowed. Raises DecodeError."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the file."""
 
 
 def open_video(

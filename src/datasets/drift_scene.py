@@ -42,11 +42,11 @@ def draw_texture(rng: np.random.Generator, size: int, grain: float) -> np.ndarra
 
 
 def render_drift(rng: np.random.Generator, label: int, scene: DriftConfig) -> np.ndarray:
-    """One uint8 clip (T, H, W, 3), of one colour, of class `label` (DIRECTIONS; y grows downwards, as image rows do)."""
+    """One uint8 clip (T, H, W, 3), of one colour, of class `label` (DIRECTIONS; y grows downwards, as rows do)."""
     heading = 2 * np.pi * label / len(DIRECTIONS)
     velocity = scene.speed * np.array([np.cos(heading), np.sin(heading)])
     time = np.arange(scene.frames)[:, None] - (scene.frames - 1) / 2
     clip = pan(scene.contrast * draw_texture(rng, scene.size, scene.grain)[None], velocity * time)
     clip = clip + scene.noise * rng.standard_normal(clip.shape, dtype=np.float32)
-    clip = clip.transpose(0, 2, 3, 1) + np.float32(scene.colour)
+    clip = clip.transpose(0, 2, 3, 1) + np.asarray(scene.colour, np.float32)
     return np.clip(clip * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -41,10 +41,12 @@ class Progress:
         self._indices = multiprocessing.RawArray("q", num_workers)
 
     def start(self, worker: int) -> None:
+        """Say which process this worker is."""
         self._pids[worker] = os.getpid()
         self._indices[worker] = -1
 
     def at(self, worker: int, index: int) -> None:
+        """Say which sample this worker is about to read."""
         self._indices[worker] = index
 
     def dead(self, message: str) -> dict[int, int]:

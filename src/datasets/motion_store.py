@@ -74,6 +74,7 @@ def is_complete(root: Path, manifest: dict) -> bool:
 
 
 def digest_of(path: Path) -> tuple[int, str]:
+    """Size in bytes and hex SHA-256 of a file."""
     data = path.read_bytes()
     return len(data), hashlib.sha256(data).hexdigest()
 

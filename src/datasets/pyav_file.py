@@ -64,6 +64,7 @@ class PyAVFile:
         return convert
 
     def close(self) -> None:
+        """Let go of the file."""
         self._container.close()
 
 

@@ -95,6 +95,7 @@ class PyAVVideo(PyAVFile):
         return self._sound(self._decode(0))
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The frames `indices`, uint8 (T, H, W, 3), in that order. Raises DecodeError."""
         wanted = checked_indices(indices, self.n_frames, self._label)
         order = sorted(set(wanted.tolist()))
         try:
@@ -142,5 +143,6 @@ class PyAVVideo(PyAVFile):
                 return
 
     def close(self) -> None:
+        """Let go of the file and of the frames that were kept."""
         self._kept, self._packets = None, []
         super().close()

@@ -19,6 +19,7 @@ class MaskCollator(BaseMaskCollator):
     """Config keys: `ratio`, the share of rows that is masked. All samples have exactly the same counts."""
 
     def make_generator(self, cfg: Mapping[str, Any], where: str) -> Generator:
+        """The generator of one mask config."""
         kept = num_kept(self.grid.height, read_ratio(cfg, where), "rows of patches", where)
         return partial(clip_rows, self.grid, kept)
 

@@ -47,6 +47,7 @@ class MaskCollator(BaseMaskCollator):
         super().__init__(*args, **kwargs)
 
     def make_generator(self, cfg: Mapping[str, Any], where: str) -> Generator:
+        """The generator of one mask config."""
         return MultiBlock3D(self.grid, BlockConfig.read(cfg, where), self.equalize, where)
 
 

@@ -16,6 +16,7 @@ class MaskCollator(BaseMaskCollator):
     """Config keys: `ratio`, the share of spatial positions that is masked. All samples have exactly the same counts."""
 
     def make_generator(self, cfg: Mapping[str, Any], where: str) -> Generator:
+        """The generator of one mask config."""
         kept = num_kept(self.grid.area, read_ratio(cfg, where), "spatial positions", where)
         return partial(random_tubes, self.grid, kept)
 

@@ -38,6 +38,7 @@ class AttentivePooler(nn.Module):
         self.apply(lambda module: init_linear(module, init_std))
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, D) -> (B, num_queries, D)."""
         q_BQD = self.cross_attention_block(self.query_tokens.expand(len(x_BND), -1, -1), x_BND)
         for block in self.blocks:
             q_BQD = block(q_BQD)
@@ -63,4 +64,5 @@ class AttentiveClassifier(nn.Module):
         self.linear = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, D) -> logits (B, num_classes)."""
         return self.linear(self.pooler(x_BND).squeeze(1))

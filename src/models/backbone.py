@@ -156,6 +156,7 @@ class VideoEncoder(nn.Module):
         return getattr(self, self.blocks_name), getattr(self, self.norm_name)
 
     def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Embedded tokens (B, N, D) through blocks and final norm -> (B, N, D)."""
         raise NotImplementedError
 
     def forward(self, x_BCTHW: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None) -> torch.Tensor:

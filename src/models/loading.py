@@ -46,6 +46,7 @@ class Source(NamedTuple):
 
     @property
     def what(self) -> str:
+        """How messages call it."""
         return f"{self.path}, {self.key}" if self.key else str(self.path)
 
 

@@ -33,11 +33,13 @@ class EncoderSpec(NamedTuple):
     options: dict[str, Any]
 
     def build(self, device: str = "cpu") -> VideoEncoder:
+        """The encoder, freshly initialised."""
         with torch.device(device):
             return create_encoder(self.name, **self.options)
 
     @property
     def grid(self) -> Grid:
+        """Size of a clip in tokens."""
         o = self.options
         return token_grid(o["num_frames"], o["img_size"], o["patch_size"], o["tubelet_size"])
 
@@ -49,6 +51,7 @@ class PredictorSpec(NamedTuple):
     options: dict[str, Any]
 
     def build(self, device: str = "cpu") -> Predictor:
+        """The predictor, freshly initialised."""
         with torch.device(device):
             return create_predictor(self.name, **self.options)
 

@@ -85,6 +85,7 @@ class TimmVideoEncoder(nn.Module):
             self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
     def get_classifier(self) -> nn.Module:
+        """The classifier: a Linear, or an Identity where there is none."""
         return self.head
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -107,6 +108,7 @@ class TimmVideoEncoder(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Clip (B, C, T, H, W) or image (B, C, H, W) -> logits (B, num_classes), or pooled features without classes."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -148,9 +150,11 @@ class TimmVideoEncoder(nn.Module):
         return taken
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute blocks again in the backward pass instead of keeping what they computed."""
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
+        """Names of the matrices that must not decay; timm knows by itself that vectors do not."""
         return {name for name, p in self.named_parameters() if p.ndim > 1 and not decays(name, p)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

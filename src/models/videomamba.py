@@ -90,6 +90,7 @@ class VideoMamba(VideoEncoder):
         return self.run_trunk(apply_masks(x_BND, masks), torch.cat(masks) if isinstance(masks, list) else masks)
 
     def run_trunk(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None = None) -> torch.Tensor:
+        """Embedded tokens (B, N, D), those at `index_BK` if some are left out -> (B, N, D), no class token."""
         tokens = self._all_tokens(x_BND, index_BK)
         return tokens if self.cls_token is None else tokens[:, 1:]
 

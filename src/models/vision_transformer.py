@@ -38,6 +38,7 @@ class VisionTransformer(VideoEncoder):
         )
 
     def run_trunk(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Embedded tokens (B, N, D) through blocks and final norm -> (B, N, D)."""
         for block in self.blocks:
             x_BND = block(x_BND)
         return self.norm(x_BND)

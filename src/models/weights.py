@@ -36,6 +36,7 @@ class Report:
     changes: list[str] = field(default_factory=list)
 
     def note(self, what: str, names: Iterable[str], how: str = "") -> None:
+        """Add a line on `names`, if there are any."""
         listed = ", ".join(names)
         if listed:
             self.changes.append(f"{what}: {listed}{how}")

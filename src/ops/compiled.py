@@ -80,6 +80,7 @@ def array(x: Tensor | None) -> list[int]:
 
 
 def pointer(x: Tensor | None) -> int:
+    """Address of the first element, 0 for None."""
     return x.data_ptr() if x is not None else 0
 
 

@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """In place of argparse's own way out: UserError."""
         raise UserError(f"command line: {message} (see --help)")
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -92,4 +92,5 @@ class CSVLogger:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()

@@ -81,6 +81,7 @@ class AverageMeter:
         self.reset()
 
     def reset(self) -> None:
+        """Forget all values."""
         self.val = 0.0
         self.sum = 0.0
         self.count = 0

@@ -196,5 +196,6 @@ class Record:
         self.write()
 
     def write(self) -> None:
+        """Write it to its folder. Raises UserError if that cannot be done."""
         prepare_folder(self.folder, "folder")
         save_config(SweepRecord(file=self.file, runs=list(self.runs.values())), self.folder / RECORD)

@@ -28,6 +28,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -42,6 +43,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)."""
         B, N, D = x_BND.shape
         q, k, v = self.qkv(x_BND).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
         return self.proj(attend(q, k, v, self.use_sdpa).transpose(1, 2).reshape(B, N, D))
@@ -68,6 +70,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, N, D)."""
         x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
         return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
 
@@ -88,6 +91,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim).requires_grad_(False)
 
     def forward(self, q_BQD: torch.Tensor, x_BND: torch.Tensor) -> torch.Tensor:
+        """Queries (B, Q, D) and tokens (B, N, D) -> (B, Q, D)."""
         B, Q, D = q_BQD.shape
         N = x_BND.shape[1]
         q = self.q(q_BQD).reshape(B, Q, self.num_heads, D // self.num_heads).transpose(1, 2)
@@ -114,5 +118,6 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, q_BQD: torch.Tensor, x_BND: torch.Tensor) -> torch.Tensor:
+        """Queries (B, Q, D) and tokens (B, N, D) -> (B, Q, D)."""
         q_BQD = q_BQD + self.xattn(q_BQD, self.norm1(x_BND))
         return q_BQD + self.mlp(self.norm2(q_BQD))

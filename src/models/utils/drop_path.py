@@ -14,6 +14,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, ...) -> (B, ...)."""
         if self.rate == 0.0 or not self.training:
             return x
         keep = 1.0 - self.rate

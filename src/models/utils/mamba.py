@@ -68,6 +68,7 @@ class MambaMixer(nn.Module):
                 dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, L, D)."""
         # Tensors stay (B, L, E) in memory; the transposes below are views, which the CPU kernels read without a copy.
         x_BEL, z_BEL = (half.transpose(1, 2) for half in self.in_proj(x_BLD).chunk(2, dim=-1))
         forth = self._direction(x_BEL, "", reverse=False)
@@ -102,6 +103,7 @@ class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm in one pass on the CPU. (..., D) -> (..., D)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
         assert self.eps is not None  # torch's class allows it
         return rms_norm(x, self.weight, self.eps)
 
@@ -116,4 +118,5 @@ class MambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, L, D)."""
         return x_BLD + self.drop_path(self.mixer(self.norm(x_BLD)))

@@ -18,6 +18,7 @@ class MultiMaskWrapper(nn.Module):
     def forward(
         self, x_BCTHW: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None
     ) -> torch.Tensor | list[torch.Tensor]:
+        """Clip (B, C, T, H, W) -> tokens (B, K_i, D) for each mask (B, K_i); all of them, (B, N, D), without masks."""
         if masks is None:
             return self.backbone(x_BCTHW)
         masks = masks if isinstance(masks, list) else [masks]
@@ -39,6 +40,7 @@ class PredictorMultiMaskWrapper(nn.Module):
         masks_ctxt: torch.Tensor | list[torch.Tensor],
         masks_tgt: torch.Tensor | list[torch.Tensor],
     ) -> list[torch.Tensor]:
+        """Context (B, K_i, D) for each mask -> predictions (B, M_i, D) for each mask. `tgt` is not read."""
         ctxt, masks_ctxt, masks_tgt = (x if isinstance(x, list) else [x] for x in (ctxt, masks_ctxt, masks_tgt))
         targets = tgt if isinstance(tgt, list) else [tgt] * len(ctxt)
         return [

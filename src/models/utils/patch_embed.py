@@ -36,6 +36,7 @@ class PatchEmbed3D(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, T, H, W) -> (B, N, D)."""
         B, C, T, H, W = x_BCTHW.shape
         t, h, w = self.proj.kernel_size
         # Stride equals kernel, so the convolution is one matrix product over the pixels of each tubelet.

@@ -23,6 +23,7 @@ class Grid(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Tokens of a clip, N."""
         return self.t * self.h * self.w
 
 

@@ -120,6 +120,7 @@ def errors(case: Case, backend: str, device: str = "cpu", dtype: torch.dtype = t
 
 
 def main() -> int:
+    """The command line. Returns 1 if a backend is off, else 0."""
     parser = argparse.ArgumentParser(description="Check scan backends against the float64 reference.")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

@@ -42,6 +42,7 @@ def _padded(states: int) -> int:
 
 
 def checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
+    """Of the states kept for the way back: (B, channel blocks, tiles, states padded, lanes); 0 tiles without `keep`."""
     batch, channels, length = u.shape
     tile, lanes = _tile(states), need_library().kernels_use_lanes(_MAX_LANES)
     tiles = max((length + tile - 1) // tile - 1, 0) if keep else 0
