@@ -36,9 +36,10 @@ ENCODERS = {"videomamba_tiny": "VideoMamba, 24 blocks", "vit_tiny": "ViT, 12 blo
 PREDICTORS = {"vit_tiny": "attention", "videomamba_tiny": "Mamba", "hybrid_tiny": "hybrid"}
 ORDERS = ("raster", "concat")
 INITS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "linear_std 0.02": {"linear_std": 0.02},
-    "linear_std 0.02, zero dt": {"linear_std": 0.02, "zero_dt_bias": True},
+    "published": {},
+    "fan_in": {"model.init": "fan_in"},
+    "linear_std 0.02": {"study.linear_std": 0.02},
+    "linear_std 0.02, zero dt": {"study.linear_std": 0.02, "study.zero_dt_bias": "true"},
 }
 FIELDS = ("encoder", "init", "predictor", "order", "seed", "part", "layer", "elements", "norm", "below_eps")
 NOW = Schedule(lr=0.0, weight_decay=0.0, momentum=1.0)
@@ -47,11 +48,11 @@ NOW = Schedule(lr=0.0, weight_decay=0.0, momentum=1.0)
 def settings() -> Iterator[tuple[str, str, str, str]]:
     """(encoder, init, predictor, order), without those that are another one: attention sees no order, and has no dt."""
     for encoder in ENCODERS:
-        for init, study in INITS.items():
+        for init, keys in INITS.items():
             for predictor in PREDICTORS:
                 for order in ORDERS if predictor != "vit_tiny" else ORDERS[:1]:
                     if (
-                        "zero_dt_bias" not in study
+                        "study.zero_dt_bias" not in keys
                         or "videomamba_tiny" in (encoder, predictor)
                         or "hybrid" in predictor
                     ):
@@ -69,7 +70,7 @@ def configure(videos: Path, batch: int, setting: tuple[str, str, str, str], seed
         "data.num_workers=0",
     ]
     overrides += [f"model.pred_model_name={predictor}", f"model.pred_token_order={order}", f"meta.seed={seed}"]
-    overrides += ["optimization.clip_grad=null", *(f"study.{key}={value}" for key, value in INITS[init].items())]
+    overrides += ["optimization.clip_grad=null", *(f"{key}={value}" for key, value in INITS[init].items())]
     return scaffold.load(f"configs/pretrain/{recipe}.yaml", overrides)[1]
 
 
@@ -134,8 +135,8 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
 
     colors = dict(zip(PREDICTORS, ("tab:blue", "tab:orange", "tab:green")))
     with rc_context(STYLE):
-        fig = Figure(figsize=(11, 9.5), layout="constrained")
-        axes = fig.subplots(3, 3, gridspec_kw={"height_ratios": (1, 1, 0.75)})
+        fig = Figure(figsize=(13.5, 9.5), layout="constrained")
+        axes = fig.subplots(3, len(INITS), gridspec_kw={"height_ratios": (1, 1, 0.75)})
         for line, (encoder, title) in zip(axes, ENCODERS.items()):
             for axis, init in zip(line, INITS):
                 own = [row for row in rows if (row["encoder"], row["init"]) == (encoder, init)]

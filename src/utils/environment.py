@@ -63,7 +63,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str:
     """The commit of the code, with a `+` if files have been changed since; "unknown" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
         done = subprocess.run(git, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # no git, or a slow disk: not worth a run
