@@ -62,6 +62,8 @@ def test_links_lead_somewhere():
 def test_every_result_is_on_the_page_of_results_with_its_command():
     rows = [line for line in (ROOT / "docs/results.md").read_text().splitlines() if line.startswith("| ")]
     shown = [(pattern, row) for row in rows for pattern in re.findall(r"[(`]results/([^)`]+)[)`]", row)]
+    sweeps = [file.stem for file in (ROOT / "configs/sweeps").iterdir()]
+    shown += [(pattern.replace("SWEEP", sweep), row) for pattern, row in shown for sweep in sweeps]
     for file in RESULTS.iterdir():
         mine = [row for pattern, row in shown if fnmatch(file.name, pattern)]
         assert mine, f"docs/results.md has no row with results/{file.name} and the command that makes it"
