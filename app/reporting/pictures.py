@@ -41,7 +41,8 @@ def mask_pictures(drawn: Clips, masks: Sequence[dict], clips: int = 2) -> list[P
         caption = (
             f"Mask set {number + 1} ({described}), on two clips; of each, left to right, the first frame of its "
             f"tubelets. The encoder sees the context, {context.mean():.0%} of the tokens here; the predictor has to "
-            f"say what the target encoder makes of the targets, {targets.mean():.0%}, given nothing but their places."
+            f"say what the target encoder makes of the targets, {targets.mean():.0%}, given nothing but their places. "
+            "What is in neither was dropped, so that all clips have masks of one length."
         )
         labels = ["frames", "context", "targets"] * (1 if side_by_side else clips)
         alt = f"Context and targets of mask set {number + 1}"
