@@ -26,6 +26,7 @@ from src.utils.preemption import Preempted
 _SETTLE_S = 0.3  # after a first failure, time for the others to report theirs, so that the earliest can be told
 _GRACE_S = 10.0  # between asking a process to end and killing it
 _DUMP_S = 2.0  # for a process that does not end to write where it is
+_MOST_TEXT = 10_000  # characters of a report: a pipe holds 64 KiB, and the parent reads it once its writer has ended
 _FORWARDED = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
@@ -93,7 +94,7 @@ def _report(error: BaseException) -> _Report:
     """What to tell the parent about an exception that ended this process."""
     now = time.monotonic()
     if isinstance(error, UserError):
-        return _Report(now, EXIT_USER_ERROR, str(error), "user")
+        return _Report(now, EXIT_USER_ERROR, _shortened(str(error)), "user")
     if isinstance(error, Preempted):
         return _Report(now, error.exitcode, str(error), "stopped")
     if isinstance(error, LostError):
@@ -102,7 +103,13 @@ def _report(error: BaseException) -> _Report:
         return _Report(now, EXIT_INTERRUPTED, "")
     if isinstance(error, SystemExit):
         return _Report(now, error.code if isinstance(error.code, int) else int(error.code is not None), "")
-    return _Report(now, 1, "".join(traceback.format_exception(error)))
+    return _Report(now, 1, _shortened("".join(traceback.format_exception(error))))
+
+
+def _shortened(text: str) -> str:
+    """The beginning and the end of a text that is too long for a report."""
+    half = _MOST_TEXT // 2
+    return text if len(text) <= _MOST_TEXT else f"{text[:half]}\n[...]\n{text[-half:]}"
 
 
 def _end_with_parent() -> None:

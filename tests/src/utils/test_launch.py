@@ -69,6 +69,14 @@ def test_the_first_failure_is_shown(targets, capfd):
     assert shown.count("Traceback") == 1  # not those of the processes that lost their peer
 
 
+def test_a_traceback_longer_than_a_pipe(targets, capfd):
+    """The process that fails must not wait for a reader: its parent reads once it has ended."""
+    assert run_local(targets.fail, ["cpu", "cpu"], ("long",)) == 1
+    shown = capfd.readouterr().err
+    assert shown.startswith("Traceback") and "x\n[...]\nx" in shown
+    assert shown.endswith("x'\nerror: rank 1 of 2 (cpu) failed, as shown above\n")
+
+
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
