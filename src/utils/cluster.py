@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import submitit
 import torch
 
-from src.utils.errors import UserError
+from src.utils.errors import UserError, one_line
 from src.utils.job import Job
 from src.utils.local_jobs import run_in_turn
 from src.utils.logging import prepare_folder
@@ -172,12 +172,18 @@ def _states(runs: Sequence[Run], resources: Resources, sweep: Record | None) -> 
 
 
 def _queued() -> set[str]:
-    """Ids of the jobs that this user has in SLURM's queue, each of an array's for itself."""
+    """Ids of the jobs that this user has in SLURM's queue, each of an array's for itself.
+
+    Raises:
+        UserError: SLURM does not answer: what it has queued would be submitted a second time, to the same folders.
+    """
     if shutil.which("squeue") is None:
         return set()
     asked = subprocess.run(
         ["squeue", "--noheader", "--array", "--me", "--format", "%i"], capture_output=True, text=True
     )
+    if asked.returncode:
+        raise UserError(f"squeue does not say which jobs are queued: {one_line(asked.stderr)}; try again")
     return set(asked.stdout.split())
 
 

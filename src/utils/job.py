@@ -150,10 +150,16 @@ def _end_early(job: submitit.JobEnvironment, stop: Preempted) -> None:
 
 
 def _slurm_state(job_id: str) -> str:
-    """State of a job in SLURM's word. A job in its grace time, or short of its time limit, is still RUNNING."""
+    """State of a job in SLURM's word. A job in its grace time, or short of its time limit, is still RUNNING.
+
+    Raises:
+        subprocess.SubprocessError: SLURM does not answer, which says nothing about the job.
+    """
     asked = subprocess.run(
         ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"], capture_output=True, text=True, timeout=60
     )
+    if asked.returncode and "Invalid job id" not in asked.stderr:  # SLURM has forgotten a job of that id
+        raise subprocess.SubprocessError(f"squeue: {one_line(asked.stderr)}")
     return asked.stdout.strip() or "gone"
 
 

@@ -150,6 +150,18 @@ def test_finished_runs_are_left_out(tmp_path, targets, monkeypatch, capsys):
     assert record.jobs()["a"] is None
 
 
+def test_a_queue_that_does_not_answer_is_not_an_empty_one(tmp_path, targets, monkeypatch):
+    runs, record = sweep_of(tmp_path, a="x")
+    (tmp_path / "bin").mkdir()
+    for name, text in {"squeue": "echo error: Socket timed out >&2; exit 1", "sbatch": "exit 1"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    with pytest.raises(UserError, match=r"squeue does not say which jobs are queued: .*Socket timed out; try again"):
+        submit(targets.job, runs, resources(tmp_path, "slurm"), sweep=record)
+    assert not (tmp_path / "jobs").exists()
+
+
 def test_a_stopped_local_sweep_goes_on(tmp_path):
     """SIGTERM reaches the run, which saves; no process stays, nothing else starts; the same command does the rest."""
     write_motion(tmp_path / "motion", train=16, val=16, workers=1)

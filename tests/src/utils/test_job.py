@@ -91,18 +91,21 @@ def test_who_queues_a_job_again(tmp_path, targets):
         "term": ("SIGTERM", "RUNNING", "true"),
         "cancelled": ("SIGTERM", "COMPLETING", "true"),
         "refused": ("SIGTERM", "RUNNING", "exit 1"),
+        "silent": ("SIGTERM", "Socket timed out >&2; exit 1", "true"),
     }
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda name: run_as_slurm(tmp_path / name, targets, *cases[name]), cases))
     for (done, asked, resumes), name in zip(results, cases):
-        assert asked == ("" if name == "cancelled" else "requeue 77\n"), (name, done.stderr)
-        assert resumes == (name != "cancelled")
-    cancelled, refused = results[2][0], results[3][0]
+        assert asked == ("" if name in ("cancelled", "silent") else "requeue 77\n"), (name, done.stderr)
+        assert resumes == (name not in ("cancelled", "silent"))
+    cancelled, refused, silent = (done for done, _, _ in results[2:])
     assert cancelled.returncode == 0
     assert "job 77 is COMPLETING: SLURM decides what becomes of it" in cancelled.stderr
     assert refused.returncode == 1
     assert not (tmp_path / "cancelled" / "run").exists(), "none of them went on"
     assert "job 77 cannot be queued again: Command '['scontrol', 'requeue', '77']' returned" in refused.stderr
+    assert silent.returncode == 1, "that SLURM does not answer is no answer"
+    assert "job 77 cannot be queued again: squeue: Socket timed out; submit it again to go on" in silent.stderr
 
 
 def test_a_job_that_slurm_itself_restarts_resumes(tmp_path, targets):
