@@ -1,9 +1,9 @@
 """How large gradients are at initialisation, over the layers of encoder and predictor, for each way to initialise them.
 
-    python -m benchmarks.gradient_scale [--seeds 0 1 2] [--replot]
+    python -m benchmarks.gradient_scale [--seeds 0 1 2] [--fresh | --replot]
 
-The setting of configs/pretrain/vm_tiny.yaml (8 frames of 64 px, 64 tokens) and of its twin with a ViT, on a batch of
-the embedded data: the first training step's gradient, before any update. Adam divides a gradient by its own size plus
+The models of configs/pretrain/vm_tiny.yaml (8 frames of 64 px, 64 tokens) and of its twin with a ViT, with V-JEPA's
+layer-normalised targets, on a batch of the embedded data: the first training step's gradient, before any update. Adam divides a gradient by its own size plus
 eps, so what is far below eps hardly moves a weight. Writes a row for each layer to docs/results/gradient_scale.csv and
 draws them beside it.
 """
@@ -36,10 +36,10 @@ ENCODERS = {"videomamba_tiny": "VideoMamba, 24 blocks", "vit_tiny": "ViT, 12 blo
 PREDICTORS = {"vit_tiny": "attention", "videomamba_tiny": "Mamba", "hybrid_tiny": "hybrid"}
 ORDERS = ("raster", "concat")
 INITS: dict[str, dict[str, Any]] = {
-    "published": {},
+    "published": {"model.init": "published"},
     "fan_in": {"model.init": "fan_in"},
-    "linear_std 0.02": {"study.linear_std": 0.02},
-    "linear_std 0.02, zero dt": {"study.linear_std": 0.02, "study.zero_dt_bias": "true"},
+    "linear_std 0.02": {"model.init": "published", "study.linear_std": 0.02},
+    "linear_std 0.02, zero dt": {"model.init": "published", "study.linear_std": 0.02, "study.zero_dt_bias": "true"},
 }
 FIELDS = ("encoder", "init", "predictor", "order", "seed", "part", "layer", "elements", "norm", "below_eps")
 NOW = Schedule(lr=0.0, weight_decay=0.0, momentum=1.0)
@@ -70,7 +70,8 @@ def configure(videos: Path, batch: int, setting: tuple[str, str, str, str], seed
         "data.num_workers=0",
     ]
     overrides += [f"model.pred_model_name={predictor}", f"model.pred_token_order={order}", f"meta.seed={seed}"]
-    overrides += ["optimization.clip_grad=null", *(f"{key}={value}" for key, value in INITS[init].items())]
+    overrides += ["loss.target_norm=layer", "loss.target_pooled=0", "optimization.clip_grad=null"]
+    overrides += [*(f"{key}={value}" for key, value in INITS[init].items())]
     return scaffold.load(f"configs/pretrain/{recipe}.yaml", overrides)[1]
 
 
@@ -99,21 +100,31 @@ def measure(cfg: PretrainConfig) -> list[list[object]]:
     return rows
 
 
-def measure_all(seeds: list[int], batch: int) -> list[list[object]]:
-    """The rows of the csv."""
-    rows: list[list[object]] = []
+def measure_all(seeds: list[int], batch: int, out: Path, fresh: bool) -> None:
+    """Write the csv, setting by setting; what it has already is not measured again."""
+    rows = [] if fresh else [[row[name] for name in FIELDS] for row in load(out)]
+    have = {tuple(row[:5]) for row in rows}
     init_distributed(device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "motion"
         write_motion(data, train=2 * batch, val=1, workers=1)
         for setting in settings():
             for seed in seeds:
+                if (*setting, str(seed)) in have:
+                    continue
                 found = measure(configure(data / "train.csv", batch, setting, seed))
-                rows += [[*setting, seed, *row] for row in found]
-            whole = next(row for row in found if row[:2] == ["encoder", "all"])
-            print(f"{', '.join(setting)}: encoder {whole[3]}, {whole[4]} below eps", flush=True)
+                rows += [[*setting, str(seed), *row] for row in found]
+                print(f"{', '.join(setting)}, seed {seed}: encoder {found[0][3]}, {found[0][4]} below eps", flush=True)
+            write_csv(out, FIELDS, rows)
     shutdown()
-    return rows
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    """A csv; empty if it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def curve(rows: list[dict[str, str]], part: str) -> tuple[list[int], list[float]]:
@@ -191,12 +202,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch", type=int, default=6, help="clips")
     parser.add_argument("--out", type=Path, default=Path("docs/results/gradient_scale.csv"))
+    parser.add_argument("--fresh", action="store_true", help="measure again what the csv already has")
     parser.add_argument("--replot", action="store_true", help="only draw what the csv has")
     args = parser.parse_args()
     if not args.replot:
-        write_csv(args.out, FIELDS, measure_all(args.seeds, args.batch))
-    with args.out.open(newline="") as file:
-        plot(list(csv.DictReader(file)), args.out.with_suffix(".png"))
+        measure_all(args.seeds, args.batch, args.out, args.fresh)
+    plot(load(args.out), args.out.with_suffix(".png"))
     print(f"{args.out}, {args.out.with_suffix('.png')}")
     return 0
 

@@ -128,5 +128,5 @@ def test_stopping_after_an_epoch_changes_nothing(config, tmp_path, monkeypatch):
 )
 def test_what_cannot_be_tuned_is_refused(override, expected):
     with pytest.raises(UserError) as error:
-        scaffold.load("configs/evals/vm_tiny_motion_finetune.yaml", [override])
+        scaffold.load("configs/evals/vm_tiny_digits_finetune.yaml", [override])
     assert expected in str(error.value)
