@@ -55,7 +55,6 @@ SMALLER = {
     "evals.main_distributed": ("--dry-run",),
     "app.report": ("--clips", "2"),
     "configs/pretrain/vm_tiny.yaml": (*_FEW, "data.batch_size=8", "optimization.ipe=1", "optimization.epochs=1"),
-    "configs/evals/vm_tiny_drift.yaml": _PROBE,
     "configs/evals/vm_tiny_motion.yaml": _PROBE,
     "configs/evals/vm_tiny_digits_finetune.yaml": _PROBE,
 }
