@@ -21,6 +21,7 @@ from src.datasets.container import missing_bytes
 from src.datasets.faults import DecodeError, checked_indices, first_line
 from src.datasets.pyav_reader import PyAVVideo
 from src.datasets.video_stream import VideoStream
+from src.utils.errors import UserError
 
 __all__ = ["DECODERS", "DecodeError", "Video", "open_stream", "open_video", "read_frames"]
 
@@ -92,7 +93,12 @@ def _check_source(source: str | Path | bytes, label: str, allow_truncated: bool)
 
 class _DecordVideo:
     def __init__(self, source: str | Path | bytes, label: str) -> None:
-        import decord
+        try:
+            import decord
+        except ImportError:
+            raise UserError(
+                "data.decoder=decord, and decord is not installed, which has no wheel for every machine: use auto"
+            ) from None
 
         self._label = label
         self._errors = (decord.DECORDError, RuntimeError)

@@ -29,17 +29,17 @@ PREDICTORS: dict[str, type[Predictor]] = {
 }
 
 BACKBONES: dict[str, Row] = {
-    "videomamba_nano": Row("mamba", 96, 4),
     "videomamba_tiny": Row("mamba", 192, 24),
     "videomamba_small": Row("mamba", 384, 24),
     "videomamba_middle": Row("mamba", 576, 32),
     "videomamba_base": Row("mamba", 768, 24),
-    "vit_nano": Row("attention", 96, 3, 3),
+    "videomamba_nano": Row("mamba", 96, 4),  # the study's size, and its twin below
     "vit_tiny": Row("attention", 192, 12, 3),
     "vit_small": Row("attention", 384, 12, 6),
     "vit_base": Row("attention", 768, 12, 12),
     "vit_large": Row("attention", 1024, 24, 16),
     "vit_huge": Row("attention", 1280, 32, 16),
+    "vit_nano": Row("attention", 96, 3, 3),
 }
 PREDICTOR_ONLY: dict[str, Row] = {"hybrid_tiny": Row("hybrid", 192, 12, 3)}
 

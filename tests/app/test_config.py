@@ -101,7 +101,10 @@ def test_masks_as_the_collator_wants_them():
             "model.model_name=videomamba_tny",
             "there is no model 'videomamba_tny'; models: videomamba_tiny, ",
         ),
-        ("model.pred_model_name=resnet", "model.pred_model_name: there is no model 'resnet'; models: videomamba_tiny"),
+        (
+            "model.pred_model_name=resnet",
+            "model.pred_model_name: there is no model 'resnet'; predictors: videomamba_tiny",
+        ),
         (
             "model={model_name: vit_tiny, pos_embed: learned}",
             "model.pos_embed=learned means nothing for vit_tiny: only",
@@ -129,7 +132,10 @@ def test_masks_as_the_collator_wants_them():
             "meta.dtype=bf16",
             "meta.dtype: expected one of 'float32', 'bfloat16' or 'float16', got 'bf16' (text); ",
         ),
-        ("data.dataset_type=VideoDataSets", "expected one of 'VideoDataset', 'WebVideoDataset', 'ImageDataset' or"),
+        (
+            "data.dataset_type=VideoDataSets",
+            "'ImageDataset', 'MotionDataset' or 'DriftDataset', got",
+        ),
         ("data.pach_size=8", "unknown key data.pach_size; did you mean data.patch_size?"),
         ("optimization.crop_size=64", "unknown key optimization.crop_size; did you mean data.crop_size?"),
     ],

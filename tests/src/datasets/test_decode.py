@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from src.datasets.decode import DecodeError, open_video, read_frames
+from src.datasets.motion import encode
+from src.utils.errors import UserError
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0", "g": "12"}
 VP = {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "realtime", "cpu-used": "8"}
@@ -276,3 +278,10 @@ def test_negative_indices_and_unknown_decoders_are_refused(tmp_path, media):
 def test_the_error_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "corrupt", "why\nso")))
     assert (error.path, error.kind, str(error)) == ("a.mp4", "corrupt", "a.mp4: corrupt: why so")
+
+
+def test_decord_where_it_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "decord", None)  # what `import` then finds is nothing
+    encode(tmp_path / "any.mp4", np.zeros((2, 32, 32, 3), dtype=np.uint8), fps=8)
+    with pytest.raises(UserError, match=r"data\.decoder=decord, and decord is not installed.*use auto"):
+        open_video(tmp_path / "any.mp4", "decord")
