@@ -17,7 +17,15 @@ Rate = Annotated[float, Field(ge=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 
 
-class PretrainedConfig(Section):
+class CheckpointConfig(Section):
+    """The pretraining checkpoint to judge."""
+
+    folder: str = Field(..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining")
+    checkpoint: str = Field("jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`")
+    write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files written")
+
+
+class PretrainedConfig(CheckpointConfig):
     """The encoder to judge."""
 
     dead_keys: ClassVar[dict[str, str]] = {
@@ -33,9 +41,6 @@ class PretrainedConfig(Section):
     uniform_power: bool = Field(False, description="as model.uniform_power in pretraining")
     use_sdpa: bool = Field(True, description="PyTorch's fused attention")
     patch_size: int = Field(16, gt=0, description="height and width of a token, pixels")
-    folder: str = Field(..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining")
-    checkpoint: str = Field("jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`")
-    write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files written")
     pos_embed: Literal["sincos", "learned"] = Field("sincos", description="(added) as model.pos_embed in pretraining")
     bidirectional: bool = Field(True, description="(added) as model.bidirectional in pretraining")
     keep_cls_token: bool = Field(True, description="(added) keep the class token of published VideoMamba weights")
@@ -131,19 +136,14 @@ class FinetuneOptimizationConfig(VideoOptimizationConfig):
     drop_path_rate: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the encoder's last block")
 
 
-class ProbeConfig(Section):
-    """What every evaluation has; the subclasses add `data` and `optimization`."""
+class EvalConfig(Section):
+    """What every evaluation has."""
 
     nodes: int = Field(1, gt=0, description="machines, when launched on SLURM")
     tasks_per_node: int = Field(1, gt=0, description="processes, that is GPUs, per machine, when launched on SLURM")
     tag: str | None = Field(None, description="name of this evaluation; its files go into a folder of that name")
     eval_name: str = Field(..., description="folder of evals/ whose eval.py runs")
-    resume_checkpoint: bool = Field(False, description="go on from the latest checkpoint of the probe")
-    pretrain: PretrainedConfig
-    probes: list[Literal["attentive", "linear", "knn"]] = Field(
-        ["attentive"], min_length=1, description="(added) judges: attentive head, linear or kNN on mean-pooled features"
-    )
-    random_baseline: bool = Field(False, description="(added) judge the same encoder with random weights beside it")
+    pretrain: CheckpointConfig
     seed: int = Field(0, ge=0, description="(added) everything random follows from it")
     folder: str | None = Field(None, description="(added) where results go; unset: <pretrain.folder>/<eval_name>/<tag>")
 
@@ -163,6 +163,17 @@ class ProbeConfig(Section):
     def checkpoint_path(self) -> Path:
         """The checkpoint that holds the encoder."""
         return Path(self.pretrain.folder) / self.pretrain.checkpoint
+
+
+class ProbeConfig(EvalConfig):
+    """What every probe has; the subclasses add `data` and `optimization`."""
+
+    resume_checkpoint: bool = Field(False, description="go on from the latest checkpoint of the probe")
+    pretrain: PretrainedConfig
+    probes: list[Literal["attentive", "linear", "knn"]] = Field(
+        ["attentive"], min_length=1, description="(added) judges: attentive head, linear or kNN on mean-pooled features"
+    )
+    random_baseline: bool = Field(False, description="(added) judge the same encoder with random weights beside it")
 
 
 class VideoProbeConfig(ProbeConfig):
@@ -230,8 +241,52 @@ class VideoFinetuneConfig(VideoProbeConfig):
         return self
 
 
-SCHEMAS: dict[str, type[ProbeConfig]] = {
+class FutureDataConfig(Section):
+    """Which videos; how many frames of which size is the checkpoint's to say."""
+
+    dataset_val: str | None = Field(None, description="list of validation videos")
+    dataset_type: DatasetType = Field(
+        "VideoDataset", description="kind of data; MotionDataset and DriftDataset are embedded"
+    )
+    frame_step: int | None = Field(
+        None, gt=0, description="every how many frames of the video one is taken; unset: as in pretraining"
+    )
+    batch_size: int = Field(64, gt=1, description="most clips at once; targets are normalised over each such batch")
+    num_workers: int = Field(8, ge=0, description="(added) processes that read data; V-JEPA has 12 fixed in code")
+    pin_mem: bool = Field(True, description="(added) page-locked host memory, for faster copies to a GPU")
+    max_val_samples: int | None = Field(
+        None, gt=0, description="(added) use only so many samples of the validation list"
+    )
+    decoder: Literal["auto", "decord", "pyav"] = Field("auto", description="(added) video library; auto: the exact one")
+    max_skip_fraction: Share = Field(
+        0.2, description="(added) stop when more than this share of the videos cannot be read"
+    )
+
+
+class FutureConfig(EvalConfig):
+    """A whole YAML of future_prediction."""
+
+    eval_name: Literal["future_prediction"] = Field(..., description="folder of evals/ whose eval.py runs")
+    data: FutureDataConfig
+    context_tubelets: int = Field(2, gt=0, description="tubelets at the beginning of a clip that the model is shown")
+
+    @model_validator(mode="after")
+    def _moves(self) -> FutureConfig:
+        if self.data.dataset_type == "ImageDataset":
+            raise ValueError("data.dataset_type=ImageDataset: an image stands still, and has no future to tell apart")
+        return self
+
+    def not_ready(self) -> str | None:
+        if self.data.dataset_val:
+            return None
+        return (
+            "data.dataset_val is not set: point it at your validation list (or pass data.dataset_val=/path/to/val.csv)"
+        )
+
+
+SCHEMAS: dict[str, type[EvalConfig]] = {
     "video_classification_frozen": VideoProbeConfig,
     "image_classification_frozen": ImageProbeConfig,
     "video_classification_finetune": VideoFinetuneConfig,
+    "future_prediction": FutureConfig,
 }

@@ -7,13 +7,13 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from evals.config import SCHEMAS, ProbeConfig
+from evals.config import SCHEMAS, EvalConfig
 from src.utils.config import did_you_mean, from_dict
 from src.utils.errors import UserError
 from src.utils.yaml_io import apply_overrides, read_mapping
 
 
-def schema_of(eval_name: object, source: str) -> type[ProbeConfig]:
+def schema_of(eval_name: object, source: str) -> type[EvalConfig]:
     """The schema of an evaluation's YAML.
 
     Raises:
@@ -27,7 +27,7 @@ def schema_of(eval_name: object, source: str) -> type[ProbeConfig]:
     return SCHEMAS[str(eval_name)]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ProbeConfig]:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, EvalConfig]:
     """Read an evaluation YAML.
 
     Returns:
@@ -40,7 +40,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, ProbeCon
     return check(raw, str(path), apply_overrides(raw, overrides))
 
 
-def check(raw: dict[str, Any], source: str, overridden: Set[str] = frozenset()) -> tuple[str, ProbeConfig]:
+def check(raw: dict[str, Any], source: str, overridden: Set[str] = frozenset()) -> tuple[str, EvalConfig]:
     """As `load`, of a mapping that is already read; `overridden` holds the keys that a command line set in it."""
     name = raw.get("eval_name")
     return str(name), from_dict(raw, schema_of(name, source), source, overridden)

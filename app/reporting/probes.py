@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from app.reporting.drawing import GREY, INCH, figure, to_svg
+from app.reporting.futures import FUTURES, future_parts
 from app.reporting.parts import Heading, Note, Part, Picture, Table
 from app.reporting.run import COLORS, RunFolder
 
@@ -37,6 +38,9 @@ def probe_parts(runs: Sequence[RunFolder]) -> list[Part]:
         for path, found in run.results.items():
             if not found:
                 parts.append(Note(f"{path} cannot be read: it is cut short, or still being written."))
+                continue
+            if found.get("eval_name") == FUTURES:
+                parts += [Heading(_title(path, run.folder)), *future_parts(path, run.name, found)]
                 continue
             named.setdefault(_title(path, run.folder), []).append((run, found))
     for title, results in named.items():

@@ -53,7 +53,11 @@ def make_targets(
 
 @torch.no_grad()
 def normalised_targets(
-    h_BND: torch.Tensor, masks_pred: list[torch.Tensor], norm: str = "layer", pooled: float = 0.0
+    h_BND: torch.Tensor,
+    masks_pred: list[torch.Tensor],
+    norm: str = "layer",
+    pooled: float = 0.0,
+    like_BND: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """The targets of `make_targets` from the target encoder's output (B, N, D) -> [(B, M_i, D)], float32.
 
@@ -63,19 +67,25 @@ def normalised_targets(
 
     `pooled` is the share of each target that is the mean of the clip's hidden tokens, standardised over the batch too:
     what distant tokens have in common stays in the mean, and what each has for itself is averaged out.
+
+    `like_BND` is the batch that means and variances over the batch are of, where it is not `h_BND` itself: other
+    futures are then measured by what the true ones were.
     """
-    h_BND = h_BND.float()
-    h_BND = F.layer_norm(h_BND, (h_BND.shape[-1],)) if norm == "layer" else _standardised(h_BND)
+    h_BND, like_BND = h_BND.float(), None if like_BND is None else like_BND.float()
+    h_BND = F.layer_norm(h_BND, (h_BND.shape[-1],)) if norm == "layer" else _standardised(h_BND, like_BND)
     targets = apply_masks(h_BND, masks_pred, concat=False)
     if not pooled:
         return targets
-    return [torch.lerp(h, _standardised(h.mean(dim=1, keepdim=True)).expand_as(h), pooled) for h in targets]
+    like = targets if like_BND is None else normalised_targets(like_BND, masks_pred, norm)
+    pools = [_standardised(h.mean(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)) for h, x in zip(targets, like)]
+    return [torch.lerp(h, pool.expand_as(h), pooled) for h, pool in zip(targets, pools)]
 
 
-def _standardised(x_BND: torch.Tensor) -> torch.Tensor:
-    """Mean 0 over the batch at each place, variance 1 over batch and places in each dimension."""
-    x_BND = x_BND - x_BND.mean(dim=0, keepdim=True)
-    return x_BND * (x_BND.square().mean(dim=(0, 1), keepdim=True) + 1e-6).rsqrt()
+def _standardised(x_BND: torch.Tensor, like_BND: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean 0 over the batch (or that of `like_BND`) at each place, variance 1 over batch and places in each dimension."""
+    like_BND = x_BND if like_BND is None else like_BND
+    mean = like_BND.mean(dim=0, keepdim=True)
+    return (x_BND - mean) * ((like_BND - mean).square().mean(dim=(0, 1), keepdim=True) + 1e-6).rsqrt()
 
 
 def jepa_losses(
