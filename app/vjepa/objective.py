@@ -82,7 +82,7 @@ def normalised_targets(
 
 
 def _standardised(x_BND: torch.Tensor, like_BND: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean 0 over the batch (or that of `like_BND`) at each place, variance 1 over batch and places in each dimension."""
+    """Mean 0 over the batch (or `like_BND`) at each place, variance 1 over batch and places in each dimension."""
     like_BND = x_BND if like_BND is None else like_BND
     mean = like_BND.mean(dim=0, keepdim=True)
     return (x_BND - mean) * ((like_BND - mean).square().mean(dim=(0, 1), keepdim=True) + 1e-6).rsqrt()
