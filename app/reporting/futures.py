@@ -39,7 +39,7 @@ def _table(run: str, found: dict[str, Any]) -> Table:
     caption = (
         f"{run}: how often the prediction from the first {found['context_tubelets']} of {found['tubelets']} tubelets "
         f"is nearest to the true future, in % of {found['val']['samples']} clips, with its 95 % interval (Wilson); +1 "
-        "is the first tubelet that is not seen. Read the rows together: where random is far from chance, a future is "
-        "told apart by how usual its features are, not by what was predicted."
+        "is the first tubelet that is not seen. Read the rows together: where mean and random are far from chance, a "
+        "future is told apart by how usual its features are, not by what was predicted."
     )
     return Table(columns, [*rows, ["chance", *chances.values()]], caption)

@@ -32,6 +32,7 @@ def probe_parts(runs: Sequence[RunFolder]) -> list[Part]:
     """All evaluations, those of the same name and tag together."""
     named: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
     parts: list[Part] = []
+    futures: list[Part] = []
     for run in runs:
         if not run.results:
             parts.append(Note(f"{run.name}: no evaluation yet: python -m evals.main writes into the run's folder."))
@@ -40,12 +41,12 @@ def probe_parts(runs: Sequence[RunFolder]) -> list[Part]:
                 parts.append(Note(f"{path} cannot be read: it is cut short, or still being written."))
                 continue
             if found.get("eval_name") == FUTURES:
-                parts += [Heading(_title(path, run.folder)), *future_parts(path, run.name, found)]
+                futures += [Heading(_title(path, run.folder)), *future_parts(path, run.name, found)]
                 continue
             named.setdefault(_title(path, run.folder), []).append((run, found))
     for title, results in named.items():
         parts += [Heading(title), *_evaluation(results, len(runs) > 1)]
-    return parts
+    return [*parts, *futures]
 
 
 def _title(path: Path, folder: Path) -> str:

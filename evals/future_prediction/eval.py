@@ -134,12 +134,12 @@ def _loader(cfg: FutureConfig, trained_as: PretrainConfig, listing: Listing) -> 
 
 @torch.no_grad()
 def measure(models: dict[str, WorldModel], loader: Loader, seed: int) -> Measured:
-    """Distances of what 'pretrained', 'copy last' and 'random' predict, on this process's share of the clips.
+    """Distances of what 'pretrained', 'copy last', 'mean' and 'random' say, on this process's share of the clips.
 
     A batch of one clip, in which there is no other and nothing to normalise by, is left out.
     """
     rank, world_size, device = current()
-    found: dict[str, list[Tensor]] = {"pretrained": [], "copy last": [], "random": []}
+    found: dict[str, list[Tensor]] = {"pretrained": [], "copy last": [], "mean": [], "random": []}
     shown: dict[str, Tensor] = {}
     for model in models.values():
         model.to(device)
@@ -157,11 +157,17 @@ def measure(models: dict[str, WorldModel], loader: Loader, seed: int) -> Measure
                 predictions = {name: model.predict(inputs["true"])}
                 if name == "pretrained":
                     predictions["copy last"] = model.copy_last(inputs["true"])
+                    predictions["mean"] = mean_of_others(targets["true"])
                 for row, prediction in predictions.items():
                     found[row].append(distances(prediction, targets, model.future_tubelets).cpu())
             progress.advance(len(clips) * world_size)
     shape = (0, len(CANDIDATES), models["pretrained"].future_tubelets)
     return Measured({name: torch.cat([torch.empty(shape), *x]).numpy() for name, x in found.items()}, shown)
+
+
+def mean_of_others(targets_BMD: Tensor) -> Tensor:
+    """The answer that needs no look at the clip: the mean of the other clips' targets at each place, (B, M, D)."""
+    return (targets_BMD.sum(0) - targets_BMD) / (len(targets_BMD) - 1)
 
 
 def write_files(folder: Path, prefix: str, found: dict[str, np.ndarray], context: dict[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,11 @@ def test_predictions_know_the_context_only(tmp_path):
     assert not torch.allclose(targets["true"], targets["frozen"])
 
 
+def test_the_mean_leaves_the_clip_itself_out():
+    targets = torch.randn(5, 4, 3)
+    torch.testing.assert_close(future.mean_of_others(targets)[1], targets[[0, 2, 3, 4]].mean(0))
+
+
 def test_the_checkpoint_is_what_is_judged(tmp_path):
     path = save_run(pretraining(tmp_path))
     before = torch.get_rng_state()
@@ -207,7 +212,7 @@ def test_from_config_to_report(config, tmp_path, capsys):
     assert json.loads((folder / "jepa-results.json").read_text()) == results
     assert results["val"] | {"list": ""} == {"list": "", "samples": 9, "missing": 0}
     assert (results["context_tubelets"], results["tubelets"], results["max_temporal_keep"]) == (2, 4, [0.5])
-    assert len(results["choices"]) == 3 * 4 * 3
+    assert len(results["choices"]) == 4 * 4 * 3  # answers, what they choose from, tubelets
     with (folder / "jepa-results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["correct"]) for row in rows] == [choice["correct"] for choice in results["choices"]]
@@ -218,7 +223,7 @@ def test_from_config_to_report(config, tmp_path, capsys):
         assert strip.width == 1200
         assert len(strip.convert("L").getcolors()) > 50  # frames, not a blank page
     out = capsys.readouterr().out
-    for word in ("pretrained +2", "copy last", "random", "or reversed", "chance"):
+    for word in ("pretrained +2", "copy last", "mean", "random", "or reversed", "chance"):
         assert word in out
 
     save_config(pretraining(tmp_path), tmp_path / "params-pretrain.yaml")
