@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 
 
-def run(seed: int, runs: Path) -> tuple[dict, float]:
-    """Pretrain and probe with one seed. Returns the evaluation's json and the minutes it took."""
+def run(seed: int, runs: Path) -> tuple[dict, str]:
+    """Pretrain and probe with one seed. Returns the evaluation's json and the minutes it took, "" if begun before."""
     folder = runs / f"vm_tiny_seed{seed}"
+    begun = folder.exists()
     commands = (
         ["app.main", "--fname", "configs/pretrain/vm_tiny.yaml", f"meta.seed={seed}", f"logging.folder={folder}"],
         ["evals.main", "--fname", "configs/evals/vm_tiny_motion.yaml", f"pretrain.folder={folder}"],
@@ -27,7 +28,7 @@ def run(seed: int, runs: Path) -> tuple[dict, float]:
     for command in commands:
         subprocess.run([sys.executable, "-m", *command], check=True)
     (results,) = folder.glob("video_classification_frozen/motion/*-results.json")
-    return json.loads(results.read_text()), (time.monotonic() - start) / 60
+    return json.loads(results.read_text()), "" if begun else f"{(time.monotonic() - start) / 60:.1f}"
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
             results, minutes = run(seed, args.runs)
             for score in results["scores"]:
                 row = [seed, score["row"], score["probe"], score["accuracy"], *score["ci95"], results["chance"]]
-                writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row] + [f"{minutes:.1f}"])
+                writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in row] + [minutes])
             file.flush()
 
 

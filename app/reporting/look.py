@@ -20,6 +20,7 @@ from app.vjepa.checkpoints import load_weights
 from app.vjepa.objective import VideoJEPA, normalised_targets
 from app.vjepa.train import autocast, make_loader
 from app.vjepa.utils import init_video_model, make_target_encoder
+from src.datasets.motion import EMBEDDED
 from src.datasets.transforms import normalize
 from src.masks.utils import Grid
 from src.utils.checkpoint import load_newest
@@ -97,7 +98,7 @@ def draw_clips(run: RunFolder, count: int | None) -> Clips:
     """
     config, data = run.config, run.config.data
     grid = Grid.from_clip(data.crop_size, data.num_frames, data.patch_size, data.tubelet_size)
-    if data.dataset_type == "MotionDataset":  # would be written where it is absent, into whatever folder this is
+    if data.dataset_type in EMBEDDED:  # would be written where it is absent, into whatever folder this is
         missing = [path for path in data.datasets if not Path(path).exists()]
         if missing:
             raise UserError(f"{missing[0]} does not exist: relative paths are those of the folder the run started in")
