@@ -2,7 +2,7 @@
 
     python -m benchmarks.probe_cache --checkpoint runs/vm_tiny/jepa-latest.pth.tar [--data data/motion --epochs 20]
 
-Both are evaluations of configs/evals/vm_tiny_motion.yaml with one head, on the same clips of the embedded data, without
+Both are evaluations of configs/evals/vm_tiny_digits.yaml with one head, on the same clips of the embedded data, without
 augmentation, validated at the end: `cached` runs the encoder once on every clip and counts that time too, `recomputed`
 in every epoch. Seconds of whole evaluations, one after the other in one process that reads its data itself, on the
 clock and of the processor: where other programs compute beside it, trust the second. Recomputing visits the clips in
@@ -25,7 +25,7 @@ from evals.listing import Listing
 from evals.video_classification_frozen.eval import build_task
 from src.datasets.data_manager import Loader
 
-CONFIG = "configs/evals/vm_tiny_motion.yaml"
+CONFIG = "configs/evals/vm_tiny_digits.yaml"
 FIELDS = ("features", "train_clips", "val_clips", "epochs", "wall_s", "cpu_s", "wall_ratio", "cpu_ratio", "accuracy")
 
 

@@ -1,6 +1,6 @@
 """How far a probe's accuracy can be trusted: the same seed several times, then several seeds.
 
-    python -m benchmarks.probe_spread --fname configs/evals/vm_tiny_motion.yaml [--seeds 0 1 2 3 4] [key=value]
+    python -m benchmarks.probe_spread --fname configs/evals/vm_tiny_digits.yaml [--seeds 0 1 2 3 4] [key=value]
 
 Runs the evaluation of the YAML through evals.main's own code, anew each time, with nothing cached from the run before:
 --repeats times with the first seed, which must give the same confusion matrix, then once with each other seed. A seed

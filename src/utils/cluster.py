@@ -163,8 +163,8 @@ def _states(runs: Sequence[Run], resources: Resources, sweep: Record | None) -> 
     """For each run: new, or why it is not submitted: finished, or a job of an earlier call still has it."""
     if not runs[0].planned.label:
         return ["new"] * len(runs)  # a config by itself is the user's to judge
-    queued = _queued() if resources.cluster == "slurm" else set()
     jobs = sweep.jobs() if sweep else {}
+    queued = _queued() if any(jobs.values()) and resources.cluster == "slurm" else set()
     return [
         "finished" if run.config.finished() else "queued" if jobs.get(run.planned.label) in queued else "new"
         for run in runs

@@ -152,6 +152,7 @@ def test_finished_runs_are_left_out(tmp_path, targets, monkeypatch, capsys):
 
 def test_a_queue_that_does_not_answer_is_not_an_empty_one(tmp_path, targets, monkeypatch):
     runs, record = sweep_of(tmp_path, a="x")
+    record.note("a", "17_0", tmp_path / "logs")  # of an earlier call: is it still queued?
     (tmp_path / "bin").mkdir()
     for name, text in {"squeue": "echo error: Socket timed out >&2; exit 1", "sbatch": "exit 1"}.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
