@@ -67,4 +67,6 @@ def test_every_result_is_on_the_page_of_results_with_its_command():
     for file in RESULTS.iterdir():
         mine = [row for pattern, row in shown if fnmatch(file.name, pattern)]
         assert mine, f"docs/results.md has no row with results/{file.name} and the command that makes it"
-        assert re.search(r"`python -m (benchmarks|app|evals)\.\w+[^`]*`", mine[0]), f"results/{file.name}: by which command?"
+        assert re.search(r"`python -m (benchmarks|app|evals)\.\w+[^`]*`", mine[0]), (
+            f"results/{file.name}: by which command?"
+        )
