@@ -60,6 +60,7 @@ def principal_colors(x_BND: Tensor) -> tuple[np.ndarray, float]:
     low, high = np.percentile(places, (1, 99), axis=0)
     colors = np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
     share = float(variances[-3:].sum() / variances.sum().clamp_min(1e-12))
+    colors = np.nan_to_num(colors)  # black where features are not finite
     return (255 * colors).round().astype(np.uint8).reshape(*x_BND.shape[:2], 3), share
 
 
