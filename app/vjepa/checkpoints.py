@@ -16,7 +16,8 @@ from src.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-_FROM_CONFIG = ("lr_scale", "WD_exclude", "betas", "eps")  # of an optimizer's group; the schedules set the others
+# What this run sets of an optimizer's group: its config, and its device, for `fused`. The schedules set the others.
+_FROM_RUN = ("lr_scale", "WD_exclude", "betas", "eps", "fused")
 
 
 def checkpoint_path(cfg: PretrainConfig, which: str = "latest") -> Path:
@@ -111,13 +112,12 @@ def load_checkpoint(checkpoints: list[Path], run: Run) -> tuple[Path, dict[str, 
     if missing:
         raise UserError(f"{path}: not a pretraining checkpoint: it has no {', '.join(missing)}")
     load_weights(state, path, run.encoder, run.predictor, run.target_encoder, run.target_projector)
-    settings = [{key: group[key] for key in _FROM_CONFIG} for group in run.optimizer.param_groups]
     try:
+        for group, own in zip(state["opt"]["param_groups"], run.optimizer.param_groups, strict=False):
+            group.update({key: own[key] for key in _FROM_RUN})  # first: loading moves a fused one's steps to the GPU
         run.optimizer.load_state_dict(state["opt"])
     except ValueError as error:
         raise UserError(f"{path}: opt: {error}") from None
-    for group, own in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(own)
     if state.get("scaler"):
         run.scaler.load_state_dict(state["scaler"])
     then = state.get("steps_per_epoch", run.steps_per_epoch)

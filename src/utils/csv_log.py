@@ -11,14 +11,17 @@ from src.utils.errors import UserError, one_line
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a whole table at once.
+    """Write a whole table at once: whoever reads it meanwhile, or after a crash, finds the old one or the new one.
 
     Raises:
         UserError: the file cannot be written.
     """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

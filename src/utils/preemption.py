@@ -17,6 +17,7 @@ from contextlib import contextmanager
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 _received: list[int] = []
+_looked_at: list[int] = []  # of these
 
 
 class Preempted(Exception):
@@ -45,22 +46,34 @@ def _note(signum: int, _frame: object) -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Take note of the signals instead of dying of them. May be nested; does nothing outside of the main thread."""
+    """Take note of the signals instead of dying of them. May be nested; does nothing outside of the main thread.
+
+    A first one that comes after the last call of `requested()` is sent on at the end, to the handlers from before.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGNALS[0]) is _note:
         yield
         return
-    _received.clear()
+    _forget()
     previous = {number: signal.signal(number, _note) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _received.clear()
+        late = _received[:1] if not _looked_at else []
+        _forget()
+    for number in late:
+        signal.raise_signal(number)
+
+
+def _forget() -> None:
+    _received.clear()
+    _looked_at.clear()
 
 
 def requested() -> int:
     """The first signal that this process has received inside `listening()`, or 0; see `distributed.agree`."""
+    _looked_at[:] = _received[:1]
     return _received[0] if _received else 0
 
 

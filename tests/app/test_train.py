@@ -256,10 +256,12 @@ def test_checkpoint_of_another_architecture_names_the_parameter(lists, tmp_path)
 def test_a_resumed_run_takes_the_optimizer_s_settings_from_its_config(lists, tmp_path):
     main(config(lists, tmp_path))
     run = build(config(lists, tmp_path, optimization={"pred_lr_scale": 0.5, "betas": [0.8, 0.9], "eps": 1e-6}))
+    for group in run.optimizer.param_groups:
+        group["fused"] = True  # as on a GPU; the checkpoint's was a CPU's
     load_checkpoint([tmp_path / "jepa-latest.pth.tar"], run)
     groups = run.optimizer.param_groups
     assert [group["lr_scale"] for group in groups] == [1.0, 1.0, 0.5, 0.5]
-    assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 for group in groups)
+    assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 and group["fused"] for group in groups)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(lists, tmp_path, caplog):

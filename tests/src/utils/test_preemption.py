@@ -28,6 +28,25 @@ def test_the_first_signal_is_noted_while_listening(signum):
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_a_signal_after_the_last_look_is_sent_on():
+    got, before = [], signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
+    try:
+        with listening():
+            assert requested() == 0
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert got == [signal.SIGUSR1]
+        with listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            requested()  # somebody knows of it
+        assert len(got) == 1
+        with pytest.raises(KeyError), listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            raise KeyError
+        assert len(got) == 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_other_threads_leave_signals_alone():
     before, inside = signal.getsignal(signal.SIGTERM), []
 
