@@ -71,6 +71,7 @@ def configure(videos: Path, batch: int, setting: tuple[str, str, str, str], seed
     ]
     overrides += [f"model.pred_model_name={predictor}", f"model.pred_token_order={order}", f"meta.seed={seed}"]
     overrides += ["loss.target_norm=layer", "loss.target_pooled=0", "optimization.clip_grad=null"]
+    overrides += ["model.scan_order=spatial"] if encoder == "videomamba_tiny" else []  # as published
     overrides += [*(f"{key}={value}" for key, value in INITS[init].items())]
     return scaffold.load(f"configs/pretrain/{recipe}.yaml", overrides)[1]
 

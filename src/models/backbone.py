@@ -126,6 +126,7 @@ class VideoEncoder(nn.Module):
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
         self.embed_dim = embed_dim
         self.uniform_power = uniform_power
+        self.unseen_options: dict[str, Any] = {}  # those that no tensor of the state dict shows
         self.grid = token_grid(num_frames, img_size, patch_size, tubelet_size)
         self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
 
@@ -140,12 +141,33 @@ class VideoEncoder(nn.Module):
 
     def embed(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Clip (B, C, T, H, W) -> tokens with positions (B, N, D). Raises UserError if it is not whole patches."""
-        _, _, T, H, W = x_BCTHW.shape
-        grid = token_grid(T, (H, W), self.patch_size, self.tubelet_size)
+        grid = self.grid_of(x_BCTHW)
         return self.patch_embed(x_BCTHW) + self.positions(grid)
 
-    def encode(self, x_BND: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None) -> torch.Tensor:
-        """Embedded tokens (B, N, D), kept only at `masks` if given -> (B, N or K, D)."""
+    def grid_of(self, x_BCTHW: torch.Tensor) -> Grid:
+        """Size of a clip (B, C, T, H, W) in tokens. Raises UserError if it is not whole patches."""
+        _, _, T, H, W = x_BCTHW.shape
+        return token_grid(T, (H, W), self.patch_size, self.tubelet_size)
+
+    def scan_order_of(self, grid: Grid, index_BK: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Where to find each token that the blocks scan, (B or 1, K), among those in raster order; None: they are so.
+
+        Args:
+            grid: of the whole clip.
+            index_BK: which of its tokens there are, where some are left out.
+        """
+        return None
+
+    def encode(
+        self,
+        x_BND: torch.Tensor,
+        masks: torch.Tensor | list[torch.Tensor] | None = None,
+        grid: Grid | None = None,
+    ) -> torch.Tensor:
+        """Embedded tokens (B, N, D), kept only at `masks` if given -> (B, N or K, D).
+
+        `grid` is that of the clip, where it has another size than the one the encoder was made for.
+        """
         if masks is not None:
             x_BND = apply_masks(x_BND, masks)
         return self.run_trunk(x_BND)
@@ -164,4 +186,4 @@ class VideoEncoder(nn.Module):
 
         A list of masks is concatenated along the batch, as in V-JEPA.
         """
-        return self.encode(self.embed(x_BCTHW), masks)
+        return self.encode(self.embed(x_BCTHW), masks, self.grid_of(x_BCTHW))

@@ -24,8 +24,8 @@ from torch import nn
 from src.models.decay import decays
 from src.models.loading import load_encoder
 from src.models.registry import BACKBONES, create_encoder
-from src.models.utils.pos_embs import token_grid
 from src.utils.checkpoint import load_state_dict_strict
+from src.utils.errors import UserError
 
 POOLS = ("avg", "max", "")
 
@@ -91,12 +91,12 @@ class TimmVideoEncoder(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens after the final norm, (B, N, D)."""
         blocks, norm = self.encoder.trunk
-        tokens = self.encoder.embed(self._clip(x))
-        if self.grad_checkpointing and self.training:
-            return norm(checkpoint_seq(blocks, tokens, use_reentrant=False))
-        for block in blocks:
-            tokens = block(tokens)
-        return norm(tokens)
+        clip = self._clip(x)
+        if not (self.grad_checkpointing and self.training):
+            return self.encoder(clip)
+        order = self.encoder.scan_order_of(self.encoder.grid_of(clip))
+        tokens = _scanned(self.encoder.embed(clip), order)
+        return _raster(norm(checkpoint_seq(blocks, tokens, use_reentrant=False)), order)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Tokens (B, N, D) -> (B, K), or (B, D) with pre_logits or without a classifier; unpooled with pool ''."""
@@ -124,17 +124,16 @@ class TimmVideoEncoder(nn.Module):
         blocks, final = self.encoder.trunk
         taken, last = feature_take_indices(len(blocks), indices)
         clip, found = self._clip(x), []
-        tokens = self.encoder.embed(clip)
+        grid = self.encoder.grid_of(clip)
+        order = self.encoder.scan_order_of(grid)
+        tokens = _scanned(self.encoder.embed(clip), order)
         for i, block in enumerate(blocks[: last + 1] if stop_early else blocks):
             tokens = block(tokens)
             if i in taken:
-                found.append(final(tokens) if norm else tokens)
+                found.append(_raster(final(tokens) if norm else tokens, order))
         if output_fmt != "NLC":
-            grid = token_grid(
-                clip.shape[2], (clip.shape[3], clip.shape[4]), self.encoder.patch_size, self.encoder.tubelet_size
-            )
             found = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in found]
-        return found if intermediates_only else (final(tokens), found)
+        return found if intermediates_only else (_raster(final(tokens), order), found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -167,15 +166,28 @@ class TimmVideoEncoder(nn.Module):
         """Weights of the encoder from any file that src.models.load_encoder reads, made to fit this model's sizes.
 
         timm calls it for `create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path})`. Raises UserError
-        for a file of another encoder.
+        for a file of another encoder, or of one with options that no tensor shows and this model does not have.
         """
         height, tubelet = self.encoder.grid.h * self.encoder.patch_size, self.encoder.tubelet_size
         sizes: dict[str, Any] = {"img_size": height, "num_frames": self.num_frames, "tubelet_size": tubelet}
         loaded = load_encoder(path, model_name=self.name, keep_cls_token=False, **sizes)
+        for option, value in loaded.unseen_options.items():
+            if self.encoder.unseen_options[option] != value:
+                raise UserError(f"{path}: trained with {option}={value!r}: give it to timm.create_model too")
         load_state_dict_strict(self.encoder, loaded.state_dict(), str(path))
 
     def _clip(self, x: torch.Tensor) -> torch.Tensor:
         return x.unsqueeze(2).expand(-1, -1, self.num_frames, -1, -1) if x.ndim == 4 else x
+
+
+def _scanned(x_BND: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Tokens in raster order, in that of the blocks."""
+    return x_BND if order is None else x_BND.take_along_dim(order[..., None], dim=1)
+
+
+def _raster(x_BND: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Tokens in the blocks' order, in raster order again."""
+    return _scanned(x_BND, None if order is None else order.argsort(dim=1))
 
 
 def _default_cfg() -> dict[str, Any]:

@@ -62,6 +62,7 @@ class VideoMamba(VideoEncoder):
         if scan_order not in ("spatial", "temporal"):
             raise UserError(f"scan_order '{scan_order}' is not known: choose spatial or temporal")
         self.scan_order = scan_order
+        self.unseen_options = {"scan_order": scan_order, "halve_directions": halve_directions}
         self.layers, self.norm_f = mamba_trunk(
             embed_dim,
             depth,
@@ -83,32 +84,51 @@ class VideoMamba(VideoEncoder):
         time_1TD = resample_time(self.temporal_pos_embedding, grid.t)
         return (time_1TD[:, :, None] + space_1PD[:, None]).flatten(1, 2)
 
-    def encode(self, x_BND: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None) -> torch.Tensor:
-        """Embedded tokens (B, N, D), kept only at `masks` if given -> (B, N or K, D), in the order they came in."""
-        if masks is None:
-            return self.run_trunk(x_BND)
-        return self.run_trunk(apply_masks(x_BND, masks), torch.cat(masks) if isinstance(masks, list) else masks)
+    def encode(
+        self,
+        x_BND: torch.Tensor,
+        masks: torch.Tensor | list[torch.Tensor] | None = None,
+        grid: Grid | None = None,
+    ) -> torch.Tensor:
+        """Embedded tokens (B, N, D), kept only at `masks` if given -> (B, N or K, D), in the order they came in.
 
-    def run_trunk(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None = None) -> torch.Tensor:
+        `grid` is that of the clip, where it has another size than the one the encoder was made for.
+        """
+        if masks is None:
+            return self.run_trunk(x_BND, grid=grid)
+        index_BK = torch.cat(masks) if isinstance(masks, list) else masks
+        return self.run_trunk(apply_masks(x_BND, masks), index_BK, grid)
+
+    def run_trunk(
+        self, x_BND: torch.Tensor, index_BK: torch.Tensor | None = None, grid: Grid | None = None
+    ) -> torch.Tensor:
         """Embedded tokens (B, N, D), those at `index_BK` if some are left out -> (B, N, D), no class token."""
-        tokens = self._all_tokens(x_BND, index_BK)
+        tokens = self._all_tokens(x_BND, grid or self.grid, index_BK)
         return tokens if self.cls_token is None else tokens[:, 1:]
+
+    def scan_order_of(self, grid: Grid, index_BK: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Time first: the tokens of each place of the frame, one after another in time, (B or 1, K). None: raster."""
+        if self.scan_order == "spatial":
+            return None
+        if index_BK is None:
+            index_BK = torch.arange(grid.size, device=self.patch_embed.proj.weight.device)[None]
+        area = grid.h * grid.w
+        return (index_BK % area * grid.t + index_BK // area).argsort(dim=1)
 
     def forward_features(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Every token after the final norm, the class token first if there is one -> (B, N or 1 + N, D)."""
-        return self._all_tokens(self.embed(x_BCTHW))
+        return self._all_tokens(self.embed(x_BCTHW), self.grid_of(x_BCTHW))
 
     def logits(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Classification from the class token, or from the mean token without one -> (B, num_classes)."""
         tokens = self.forward_features(x_BCTHW)
         return self.head(tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0])
 
-    def _all_tokens(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None = None) -> torch.Tensor:
-        """Tokens through the blocks; `index_BK` says which ones they are where some were left out."""
-        order_BK1 = None
-        if self.scan_order == "temporal":
-            order_BK1 = self._time_first(x_BND, index_BK)[..., None]
-            x_BND = x_BND.take_along_dim(order_BK1, dim=1)
+    def _all_tokens(self, x_BND: torch.Tensor, grid: Grid, index_BK: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens of a clip of `grid` through the blocks; `index_BK` says which they are where some are left out."""
+        order_BK = self.scan_order_of(grid, index_BK)
+        if order_BK is not None:
+            x_BND = x_BND.take_along_dim(order_BK[..., None], dim=1)
         if self.cls_token is not None:
             cls: torch.Tensor = self.cls_token
             if self.pos_kind == "learned":
@@ -117,19 +137,8 @@ class VideoMamba(VideoEncoder):
         for layer in self.layers:
             x_BND = layer(x_BND)
         x_BND = self.norm_f(x_BND)
-        if order_BK1 is None:
+        if order_BK is None:
             return x_BND
-        first = x_BND.shape[1] - order_BK1.shape[1]  # 1 with a class token
-        return torch.cat([x_BND[:, :first], x_BND[:, first:].take_along_dim(order_BK1.argsort(dim=1), dim=1)], dim=1)
-
-    def _time_first(self, x_BND: torch.Tensor, index_BK: torch.Tensor | None) -> torch.Tensor:
-        """Where to find the tokens of each place of the frame, one after another in time: (B, K)."""
-        if index_BK is None:
-            if x_BND.shape[1] != self.grid.size:
-                raise UserError(
-                    f"scan_order temporal takes the clips it was made for, of {self.grid.size} tokens, not "
-                    f"{x_BND.shape[1]}"
-                )
-            index_BK = torch.arange(self.grid.size, device=x_BND.device)[None]
-        area = self.grid.h * self.grid.w
-        return (index_BK % area * self.grid.t + index_BK // area).argsort(dim=1)
+        first = x_BND.shape[1] - order_BK.shape[1]  # 1 with a class token
+        back_BK1 = order_BK.argsort(dim=1)[..., None]
+        return torch.cat([x_BND[:, :first], x_BND[:, first:].take_along_dim(back_BK1, dim=1)], dim=1)

@@ -23,7 +23,8 @@ class MultiMaskWrapper(nn.Module):
             return self.backbone(x_BCTHW)
         masks = masks if isinstance(masks, list) else [masks]
         tokens = self.backbone.embed(x_BCTHW)  # once: only what follows depends on the mask
-        return [self.backbone.encode(tokens, mask) for mask in masks]
+        grid = self.backbone.grid_of(x_BCTHW)
+        return [self.backbone.encode(tokens, mask, grid) for mask in masks]
 
 
 class PredictorMultiMaskWrapper(nn.Module):

@@ -87,15 +87,18 @@ def test_an_image_is_a_clip_that_stands_still(clip):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["videomamba_tiny", "vit_tiny"])
-def test_features_only_gives_maps_of_chosen_blocks(name, clip):
-    whole = create(name)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("videomamba_tiny", {}), ("videomamba_tiny", {"scan_order": "temporal"}), ("vit_tiny", {})],
+)
+def test_features_only_gives_maps_of_chosen_blocks(name, options, clip):
+    whole = create(name, **options)
     last, taken = whole.forward_intermediates(clip, indices=[0, 2], norm=True)
     torch.testing.assert_close(last, whole.forward_features(clip))
     assert [tuple(y.shape) for y in taken] == [(2, 192, 2, 2, 2)] * 2
     torch.testing.assert_close(taken[1].flatten(2).transpose(1, 2), last)  # raster order
 
-    features = create(name, features_only=True, out_indices=[0, 1])
+    features = create(name, features_only=True, out_indices=[0, 1], **options)
     features.model.encoder.load_state_dict(
         {k: v for k, v in whole.encoder.state_dict().items() if k in features.model.encoder.state_dict()}
     )
@@ -106,8 +109,9 @@ def test_features_only_gives_maps_of_chosen_blocks(name, clip):
         torch.testing.assert_close(a, b)
 
 
-def test_training_with_timms_own_optimizer_and_checkpointing(clip):
-    model = create("videomamba_tiny", num_classes=5, drop_path_rate=0.1)
+@pytest.mark.parametrize("scan_order", ["spatial", "temporal"])
+def test_training_with_timms_own_optimizer_and_checkpointing(scan_order, clip):
+    model = create("videomamba_tiny", num_classes=5, drop_path_rate=0.1, scan_order=scan_order)
     groups = importlib.import_module("timm.optim").param_groups_layer_decay(
         model, weight_decay=0.1, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5
     )
@@ -124,7 +128,9 @@ def test_training_with_timms_own_optimizer_and_checkpointing(clip):
     for layer in layers:
         layer.drop_path.rate = 0.0
     model.set_grad_checkpointing()
-    spared = torch.autograd.grad(model(clip).square().sum(), layers[0].mixer.in_proj.weight)[0]
+    tokens = model.forward_features(clip)
+    torch.testing.assert_close(tokens, model.encoder(clip))
+    spared = torch.autograd.grad(model.forward_head(tokens).square().sum(), layers[0].mixer.in_proj.weight)[0]
     torch.testing.assert_close(plain, spared)
 
 
@@ -149,3 +155,23 @@ def test_pretrained_weights_are_loaded_strictly(tmp_path, clip):
     assert longer.forward_features(clip.repeat(1, 1, 2, 1, 1)).shape == (2, 16, 192)
     with pytest.raises(UserError, match=r"jepa-latest\.pth\.tar, target_encoder: .* vit_tiny, not of vit_small"):
         timm.create_model("vit_small", **options)
+
+
+@torch.no_grad()
+def test_weights_of_another_scan_order_are_refused_until_the_model_has_it(tmp_path, clip):
+    raw = {
+        "data": {"datasets": ["x.csv"], "batch_size": 4, "num_frames": 4, "crop_size": 32},
+        "logging": {"folder": str(tmp_path)},
+        "mask": [{"num_blocks": 1, "spatial_scale": [0.5, 0.5]}],
+        "model": {"model_name": "videomamba_nano", "scan_order": "temporal", "use_mask_tokens": True},
+        "optimization": {"epochs": 1, "lr": 1e-3},
+    }
+    raw["model"] |= {"pred_embed_dim": 48, "pred_depth": 1}
+    cfg = PretrainConfig.model_validate(raw)
+    encoder, path = init_video_model(cfg)[0].eval(), tmp_path / "jepa-latest.pth.tar"
+    save_atomic({"target_encoder": encoder.state_dict(), "config": cfg.model_dump(mode="json")}, path)
+    options = {"img_size": 32, "num_frames": 4, "pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+    with pytest.raises(UserError, match=r"trained with scan_order='temporal': give it to timm\.create_model too"):
+        timm.create_model("videomamba_nano", **options)
+    model = timm.create_model("videomamba_nano", **options, scan_order="temporal").eval()
+    torch.testing.assert_close(model.forward_features(clip), encoder(clip))

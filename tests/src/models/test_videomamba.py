@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from src.models.utils.mamba import MambaMixer
+from src.models.utils.multimask import MultiMaskWrapper
 from src.models.videomamba import VideoMamba
 from src.utils.errors import UserError
 
@@ -85,10 +86,22 @@ def test_scanning_along_time_first(cls_token):
         torch.testing.assert_close(time.encode(tokens, kept)[row][order], alone)
 
 
-def test_scanning_along_time_takes_the_size_it_was_made_for():
-    model = VideoMamba(**SMALL, scan_order="temporal")
-    with pytest.raises(UserError, match="scan_order temporal takes the clips it was made for, of 32 tokens, not 64"):
-        model(torch.randn(1, 3, 8, 32, 32))
+def test_scanning_along_time_takes_clips_of_other_sizes():
+    """With few of the tokens left: the order is that of the clip, not of the clip that the model was made for."""
+    torch.manual_seed(0)
+    model = VideoMamba(**{**SMALL, "pos_embed": "none"}, scan_order="temporal").eval()
+    made = VideoMamba(**{**SMALL, "pos_embed": "none", "num_frames": 8, "img_size": (32, 48)}, scan_order="temporal")
+    made.load_state_dict(model.state_dict())
+    clip = torch.randn(2, 3, 8, 32, 48)
+    mask = torch.stack([torch.randperm(made.grid.size)[:5].sort().values for _ in range(2)])
+    assert made.grid != model.grid
+    torch.testing.assert_close(model(clip), made.eval()(clip))
+    torch.testing.assert_close(model(clip, mask), made(clip, mask))
+    torch.testing.assert_close(MultiMaskWrapper(model)(clip, [mask])[0], made(clip, mask))
+    torch.testing.assert_close(model.forward_features(clip), made(clip))
+
+
+def test_an_unknown_scan_order_is_refused():
     with pytest.raises(UserError, match="scan_order 'raster' is not known"):
         VideoMamba(**SMALL, scan_order="raster")
 
