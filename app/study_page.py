@@ -6,7 +6,7 @@ The page is written by hand, but for what stands between marks:
     <!-- end -->                                  the differences being those from the row `recipe`
     <!-- dots: why_it_failed recipe -->           every run's accuracy under every probe
     <!-- length: lengths linear -->               accuracy over steps, of rows that differ in epochs=... or ipe=... only
-    <!-- health: why_it_failed recipe all_defects -->   how varied the targets of these rows stay while they are trained
+    <!-- health: why_it_failed recipe all_defects -->   how varied predictions and targets of these rows are in training
 
 A csv that is not there is said to be missing. Plots are docs/results/NAME-KIND.png; each holds a digest of its csv.
 """
@@ -29,7 +29,7 @@ from src.utils.errors import UserError, run_cli
 PAGE = Path("docs/study.md")
 RESULTS = Path("docs/results")
 BLOCK = re.compile(r"^<!-- (table|dots|length|health): (\S+)(.*?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
-STD, RANK = "target/sample_std", "target/effective_rank_centered"
+STD, RANK, PREDICTED = "target/sample_std", "target/effective_rank_centered", "prediction/feature_std"
 
 Records = list[dict[str, str]]
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from app.reporting.drawing import GREY, INK, STYLE
-from app.study_page import RANK, STD, Records, collect, probes_of
+from app.study_page import PREDICTED, RANK, STD, Records, collect, probes_of
 from src.utils.errors import UserError
 
 BLUE, ORANGE = "tab:blue", "tab:orange"  # VideoMamba, ViT
@@ -108,15 +108,19 @@ def _without_length(name: str) -> str:
 
 
 def health(records: Records, words: Sequence[str]) -> Figure:
-    """Spread between clips and effective rank of the targets over the steps: a thin line for each run of the rows."""
+    """Spread of predictions and targets, effective rank of targets over the steps: a thin line for each run of rows."""
     rows = list(dict.fromkeys(record["row"] for record in records))
     for word in words:
         if word not in rows:
             raise UserError(f"there is no row '{word}'; rows: {', '.join(rows)}")
     shown = list(words) or rows[: len(MANY)]
-    fig = Figure(figsize=(11.0, 3.8), layout="constrained")
-    panels = ((STD, "spread of targets between clips"), (RANK, "effective rank of targets"))
-    for axis, (name, title) in zip(fig.subplots(1, 2), panels):
+    fig = Figure(figsize=(12.0, 3.8), layout="constrained")
+    panels = (
+        (PREDICTED, "spread of predictions"),
+        (STD, "spread of targets between clips"),
+        (RANK, "effective rank of targets"),
+    )
+    for axis, (name, title) in zip(fig.subplots(1, len(panels)), panels):
         for color, row in zip(MANY * len(shown), shown):
             runs = dict.fromkeys(record["run"] for record in records if record["row"] == row)
             for i, run in enumerate(runs):

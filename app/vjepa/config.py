@@ -130,10 +130,11 @@ class LossConfig(Section):
 
     loss_exp: float = Field(1.0, gt=0, description="exponent of the absolute difference; 1 is L1")
     reg_coeff: float = Field(0.0, ge=0, description="weight of the hinge on the variance of the predictions")
-    target_norm: Literal["layer", "batch"] = Field(
+    target_norm: Literal["layer", "batch", "whiten"] = Field(
         "layer",
         description="(added) how targets are normalised: layer, each token by itself, V-JEPA's; batch, each place and "
-        "dimension over the clips of the batch, so that a target says how its clip differs from others",
+        "dimension over the clips of the batch, so that a target says how its clip differs from others; whiten, "
+        "dimensions decorrelated besides, so that they do not all come to say the same",
     )
     target_pooled: Share = Field(
         0.0, description="(added) share of each target that is the mean of its clip's hidden tokens; needs a batch norm"
@@ -141,9 +142,9 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> LossConfig:
-        if self.target_pooled and self.target_norm != "batch":
+        if self.target_pooled and self.target_norm == "layer":
             raise ValueError(
-                f"loss.target_pooled={self.target_pooled:g} needs loss.target_norm=batch: the mean of "
+                f"loss.target_pooled={self.target_pooled:g} needs loss.target_norm=batch or whiten: the mean of "
                 "layer-normalised tokens is mostly where they are"
             )
         return self
@@ -356,10 +357,10 @@ class PretrainConfig(Section):
 
     @model_validator(mode="after")
     def _batch(self) -> PretrainConfig:
-        if self.loss.target_norm == "batch" and self.data.batch_size < 8:
+        if self.loss.target_norm != "layer" and self.data.batch_size < 8:
             raise ValueError(
-                f"loss.target_norm=batch compares the clips of a batch, and data.batch_size={self.data.batch_size} is "
-                "too few: give 8 at least, better 16 or more"
+                f"loss.target_norm={self.loss.target_norm} compares the clips of a batch, and "
+                f"data.batch_size={self.data.batch_size} is too few: give 8 at least, better 16 or more"
             )
         return self
 

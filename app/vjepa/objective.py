@@ -16,6 +16,8 @@ from torch import nn
 from src.masks.utils import apply_masks
 from src.models.utils.multimask import MultiMaskWrapper, PredictorMultiMaskWrapper
 
+SHRINKAGE = 0.1  # of the covariance that whitening divides by: directions of next to no variance stay small
+
 
 class VideoJEPA(nn.Module):
     """Encoder and predictor as the one trained module: (B, C, T, H, W) and masks -> predictions [(B, M_i, D)]."""
@@ -63,7 +65,9 @@ def normalised_targets(
 
     norm "layer", V-JEPA's: layer normalisation without affine, each token by itself. What says where a token is stays
     in it, and is the first thing that a predictor gets right. norm "batch": the mean over the batch at the same place
-    is taken away, which leaves what differs between clips, and each dimension has variance 1 over the batch.
+    is taken away, which leaves what differs between clips, and each dimension has variance 1 over the batch. norm
+    "whiten": dimensions are decorrelated besides (Ermolov et al. 2021, there of embeddings), so that what all of them
+    say counts as one and an encoder gains nothing by saying it again.
 
     `pooled` is the share of each target that is the mean of the clip's hidden tokens, standardised over the batch too:
     what distant tokens have in common stays in the mean, and what each has for itself is averaged out.
@@ -72,7 +76,10 @@ def normalised_targets(
     futures are then measured by what the true ones were.
     """
     h_BND, like_BND = h_BND.float(), None if like_BND is None else like_BND.float()
-    h_BND = F.layer_norm(h_BND, (h_BND.shape[-1],)) if norm == "layer" else _standardised(h_BND, like_BND)
+    if norm == "layer":
+        h_BND = F.layer_norm(h_BND, (h_BND.shape[-1],))
+    else:
+        h_BND = (_whitened if norm == "whiten" else _standardised)(h_BND, like_BND)
     targets = apply_masks(h_BND, masks_pred, concat=False)
     if not pooled:
         return targets
@@ -86,6 +93,23 @@ def _standardised(x_BND: torch.Tensor, like_BND: torch.Tensor | None = None) -> 
     like_BND = x_BND if like_BND is None else like_BND
     mean = like_BND.mean(dim=0, keepdim=True)
     return (x_BND - mean) * ((like_BND - mean).square().mean(dim=(0, 1), keepdim=True) + 1e-6).rsqrt()
+
+
+def _whitened(x_BND: torch.Tensor, like_BND: torch.Tensor | None = None) -> torch.Tensor:
+    """`_standardised`, then turned by the inverse root of its covariance over batch and places, and scaled anew.
+
+    The root is the symmetric one, which keeps each dimension as near to what it was as can be.
+    """
+    like_BND = x_BND if like_BND is None else like_BND
+    x_BND, like_BND = _standardised(x_BND, like_BND), _standardised(like_BND)
+    flat = like_BND.flatten(0, 1)
+    with torch.autocast(x_BND.device.type, enabled=False):  # bfloat16's digits are too few for a covariance
+        # Where features are not finite the targets are not either, and the loss says so; eigh would raise first.
+        covariance = (flat.T @ flat / len(flat)).nan_to_num(0.0, 0.0, 0.0)
+        identity = torch.eye(len(covariance), device=covariance.device)
+        values, vectors = torch.linalg.eigh(torch.lerp(covariance, identity, SHRINKAGE))
+        turn = vectors * values.rsqrt() @ vectors.T
+        return _standardised(x_BND @ turn, like_BND @ turn)
 
 
 def jepa_losses(

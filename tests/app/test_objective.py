@@ -72,3 +72,52 @@ def test_a_target_carries_its_place_unless_standardised(features, masks):
 
     assert known(normalised_targets(h, masks)[0]) > 0.8
     assert known(normalised_targets(h, masks, "batch")[0]) < 1e-6
+
+
+def test_whitening_leaves_room_for_what_is_said_more_quietly(masks):
+    """One thing said loudly in every dimension, another faintly: whitened they weigh about the same."""
+    generator = torch.Generator().manual_seed(0)
+    clips, width = 64, 16
+    loud, quiet = torch.randn(2, clips, generator=generator)
+    loud = loud - loud.mean()
+    quiet = quiet - quiet.mean()
+    quiet = quiet - loud * (quiet @ loud) / (loud @ loud)
+    across, aside = torch.linalg.qr(torch.randn(width, 2, generator=generator))[0].T
+    h = 3 * loud[:, None, None] * across + 0.3 * quiet[:, None, None] * aside
+    h = h.expand(clips, N, width) + 0.05 * torch.randn(clips, N, width, generator=generator)
+    whole = [torch.arange(N).expand(clips, -1)]
+
+    def of_both(norm):  # how much of the targets' variance each of the two explains
+        target = normalised_targets(h, whole, norm)[0].mean(dim=1)
+        parts = [(said @ target).square().sum() / (said @ said) for said in (loud, quiet)]
+        return [(part / target.square().sum()).item() for part in parts]
+
+    batch, whiten = of_both("batch"), of_both("whiten")
+    assert batch[0] > 0.9 and batch[1] < 0.1
+    assert whiten[1] > 0.3 * whiten[0] > 0
+
+
+def test_whitened_targets_are_standardised_and_decorrelated(features, masks):
+    h, _ = features
+    whole = normalised_targets(h, [torch.arange(N).expand(B, -1)], "whiten")[0].flatten(0, 1)
+    covariance = whole.T @ whole / len(whole)
+    torch.testing.assert_close(covariance, torch.eye(D), atol=0.1, rtol=0)  # not exactly: a tenth is shrunk away
+    torch.testing.assert_close(covariance.diagonal(), torch.ones(D), atol=1e-4, rtol=0)
+    # Measured by another batch, here itself, as the futures that a model chooses from are.
+    for target, want in zip(normalised_targets(h, masks, "whiten", like_BND=h), normalised_targets(h, masks, "whiten")):
+        torch.testing.assert_close(target, want, atol=1e-4, rtol=0)
+
+
+def test_whitening_works_in_float32_under_autocast(features, masks):
+    h, _ = features
+    want = normalised_targets(h, masks, "whiten")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for target, expected in zip(normalised_targets(h, masks, "whiten"), want):
+            torch.testing.assert_close(target, expected)
+
+
+def test_whitened_targets_of_broken_features_are_broken_too(features, masks):
+    """So that the loss is not finite, and the run ends with the message that says so."""
+    h, _ = features
+    h[3, 2, 1] = torch.nan
+    assert not any(torch.isfinite(target).all() for target in normalised_targets(h, masks, "whiten"))

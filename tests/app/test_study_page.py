@@ -114,7 +114,7 @@ def test_plots_show_every_run(results):
     seen = sorted(x for line in figure.axes[0].lines if line.get_marker() == "o" for x in line.get_xdata())
     assert seen == pytest.approx([30, 40, 40, 40, 41, 42, 45, 50, 52, 54])
     health = study_plots.health(read(results / "small-health.csv", HEALTH_COLUMNS), ["bad"])
-    assert [len(axis.lines) for axis in health.axes] == [2, 2]
+    assert [len(axis.lines) for axis in health.axes] == [2, 2, 2]
     length = study_plots.length(records, ["linear"])
     assert [text.get_text() for text in length.axes[0].get_legend().get_texts()] == ["good", "bad", "vit"]
 
