@@ -19,6 +19,8 @@ from typing import Any
 
 from app import scaffold
 from app.vjepa.status import read_status
+from src.datasets.motion import classes_of
+from src.datasets.motion_store import SPLITS
 from src.utils.cli import Parser
 from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
@@ -39,8 +41,8 @@ def main() -> int:
     parser = Parser("app.study", "Run a sweep, probe every run, gather the results in one csv.")
     parser.usage = "%(prog)s SWEEP --probe EVAL [options] [key=value ...]"
     parser.epilog = (
-        "key=value sets a key in every run, as data.crop_size=112; probes take their clips' sizes from the run. "
-        "The same command again goes on where it was stopped."
+        "key=value sets a key in every run, as data.crop_size=112; probes take their clips' sizes from the run, and "
+        "which set of the drifting textures they are of. The same command again goes on where it was stopped."
     )
     parser.add_argument("sweep", metavar="SWEEP", help="sweep file, as configs/sweeps/why_it_failed.yaml")
     parser.add_argument("--probe", metavar="EVAL", required=True, help="YAML of the evaluation, for every run")
@@ -61,8 +63,9 @@ def main() -> int:
     for row in args.only or []:
         if row not in rows:
             raise UserError(f"command line: --only: {args.sweep} has no row '{row}'; rows: {', '.join(sorted(rows))}")
-    if out.exists() and not out.read_text(encoding="utf-8").startswith(",".join(COLUMNS[:4])):
-        raise UserError(f"command line: --out: {out} is another csv: give another name")
+    for path, columns in ((out, COLUMNS[:4]), (health_path(out), HEALTH_COLUMNS)):
+        if path.exists() and not path.read_text(encoding="utf-8").startswith(",".join(columns)):
+            raise UserError(f"command line: --out: {path} is another csv: give another name")
     chosen = [run for run in planned if args.only is None or _row_of(run) in args.only]
     if args.dry_run:
         for run in chosen:
@@ -73,7 +76,7 @@ def main() -> int:
         logger.info(f"{run.label} ({number} of {len(chosen)})")
         if train(run):
             probe(run, args.probe)
-        gather(planned, args.probe, out)
+        gather(planned, args.probe, out, keep=not (args.overrides or args.folder))
     failed = [run.label for run in chosen if results_of(run, args.probe) is None]
     print(f"{out}: {len(chosen)} runs" + (f"; without results: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
@@ -93,7 +96,10 @@ def train(run: Planned) -> bool:
 
 
 def probe(run: Planned, eval_file: str) -> bool:
-    """Probe a run's encoder on clips as it knows them, unless its results are there. Returns whether they are."""
+    """Probe a run's encoder on clips as it knows them, unless its results are there. Returns whether they are.
+
+    An evaluation on an embedded set is on the run's own where that has the same classes.
+    """
     if results_of(run, eval_file) is not None:
         return True
     _, config = scaffold.check(run.raw, run.source)
@@ -109,6 +115,11 @@ def probe(run: Planned, eval_file: str) -> bool:
         "data.frame_step": data.sampling_rate,
         "optimization.resolution": data.crop_size,
     }
+    classes = classes_of(data.dataset_type)
+    if classes and classes == classes_of(read_mapping(eval_file)["data"].get("dataset_type", "")):
+        root = Path(data.datasets[0]).parent
+        sizes |= {"data.dataset_type": data.dataset_type}
+        sizes |= {f"data.dataset_{split}": root / f"{split}.csv" for split in SPLITS}
     return _call("evals.main", "--fname", eval_file, *(f"{key}={value}" for key, value in sizes.items()))
 
 
@@ -128,28 +139,60 @@ def results_of(run: Planned, eval_file: str) -> dict[str, Any] | None:
     return json.loads(found[0].read_text(encoding="utf-8")) if found else None
 
 
-def gather(planned: Sequence[Planned], eval_file: str, out: Path) -> None:
-    """Write the csv of all runs that have begun, and beside it that of their health."""
-    begun = [(run, read_status(Path(run.raw["logging"]["folder"])), results_of(run, eval_file)) for run in planned]
-    begun = [entry for entry in begun if entry[1].step]
-    probes = list(dict.fromkeys(score["probe"] for *_, found in begun if found for score in found["scores"]))
-    rows: list[list[object]] = []
-    looks: list[list[object]] = []
-    for run, status, found in begun:
+def gather(planned: Sequence[Planned], eval_file: str, out: Path, keep: bool = True) -> None:
+    """Write the csv of all runs that have begun, and beside it that of their health.
+
+    With `keep`, what the files already say of runs of the sweep that were made on another machine, and have no results
+    here, stays in them. Names of runs do not tell of keys for all runs: with those, nothing is kept.
+    """
+    known, known_looks = (_by_run(out), _by_run(health_path(out))) if keep else ({}, {})
+    rows: list[dict[str, Any]] = []
+    looks: list[dict[str, Any]] = []
+    for run in planned:
+        status = read_status(Path(run.raw["logging"]["folder"]))
+        found = results_of(run, eval_file)
+        judged = any(line["encoder"] != "none" for line in known.get(run.label, []))
+        if not status.step or (judged and found is None):
+            rows += known.get(run.label, [])
+            looks += known_looks.get(run.label, [])
+            continue
+        what = {"run": run.label, "row": _row_of(run), "seed": run.raw.get("meta", {}).get("seed", 0)}
         health = health_of(run)
-        what = [run.label, _row_of(run), run.raw.get("meta", {}).get("seed", 0)]
-        looks += [[*what, step, *(look.get(name, "") for name in HEALTH)] for step, look in health]
-        what.append(run.raw["model"]["model_name"])
-        last = health[-1][1] if health else {}
-        shown = [status.step, "" if status.loss is None else f"{status.loss:.5f}"]
-        shown += [*(last.get(name, "") for name in HEALTH), f"{found['chance']:.4f}" if found else ""]
-        scores = found["scores"] if found else []
-        for encoder in dict.fromkeys(score["row"] for score in scores) or ("none",):
-            accuracy = {s["probe"]: f"{s['accuracy']:.4f}" for s in scores if s["row"] == encoder}
-            rows.append([*what, encoder, *shown, *(accuracy.get(name, "") for name in probes)])
+        looks += [what | {"step": step} | {name: look.get(name, "") for name in HEALTH} for step, look in health]
+        what |= {"model": run.raw["model"]["model_name"], "steps": status.step}
+        what |= {"loss": "" if status.loss is None else f"{status.loss:.5f}"}
+        what |= {name: health[-1][1].get(name, "") for name in HEALTH if health}
+        rows += [what | scores for scores in _scores(found)]
+    probes = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(out, [*COLUMNS, *probes], rows)
-    write_csv(out.with_name(f"{out.stem}-health.csv"), HEALTH_COLUMNS, looks)
+    for path, columns, lines in ((out, [*COLUMNS, *probes], rows), (health_path(out), HEALTH_COLUMNS, looks)):
+        write_csv(path, columns, [[line.get(name, "") for name in columns] for line in lines])
+
+
+def health_path(out: Path) -> Path:
+    """The csv of the runs' health, beside that of their results."""
+    return out.with_name(f"{out.stem}-health.csv")
+
+
+def _scores(found: dict[str, Any] | None) -> list[dict[str, str]]:
+    """Each encoder that was probed and its accuracy by probe; for a run without results one row that says so."""
+    if found is None or not found["scores"]:
+        return [{"encoder": "none"}]
+    encoders: dict[str, dict[str, str]] = {}
+    for score in found["scores"]:
+        encoder = encoders.setdefault(score["row"], {"encoder": score["row"], "chance": f"{found['chance']:.4f}"})
+        encoder[score["probe"]] = f"{score['accuracy']:.4f}"
+    return [*encoders.values()]
+
+
+def _by_run(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The lines of a csv of a study by their run; none if it is not there."""
+    lines: dict[str, list[dict[str, str]]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                lines.setdefault(line["run"], []).append(line)
+    return lines
 
 
 def health_of(run: Planned) -> list[tuple[int, dict[str, str]]]:

@@ -5,10 +5,12 @@ The page is written by hand, but for what stands between marks:
     <!-- table: why_it_failed linear recipe -->   rows of docs/results/why_it_failed.csv, judged by the probe `linear`,
     <!-- end -->                                  the differences being those from the row `recipe`
     <!-- dots: why_it_failed recipe -->           every run's accuracy under every probe
-    <!-- length: lengths linear -->               accuracy over steps, of rows that differ in epochs=... or ipe=... only
+    <!-- curve: lengths steps -->                 accuracy over steps, of rows that differ in their length only
+    <!-- curve: lengths lr -->                    accuracy over lr, of rows that differ in lr=... or lr_... only
     <!-- health: why_it_failed recipe all_defects -->   how varied predictions and targets of these rows are in training
 
-A csv that is not there is said to be missing. Plots are docs/results/NAME-KIND.png; each holds a digest of its csv.
+A csv that is not there is said to be missing. Plots are docs/results/NAME-KIND.png, of curves NAME-over-KEY.png; each
+holds a digest of its csv.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from src.utils.errors import UserError, run_cli
 
 PAGE = Path("docs/study.md")
 RESULTS = Path("docs/results")
-BLOCK = re.compile(r"^<!-- (table|dots|length|health): (\S+)(.*?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^<!-- (table|dots|curve|health): (\S+)(.*?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 STD, RANK, PREDICTED = "target/sample_std", "target/effective_rank_centered", "prediction/feature_std"
 
 Records = list[dict[str, str]]
@@ -145,6 +147,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def picture_name(kind: str, name: str, words: Sequence[str]) -> str:
+    """The file of a block's plot, in docs/results."""
+    return f"{name}-over-{(*words, 'steps')[0]}.png" if kind == "curve" else f"{name}-{kind}.png"
+
+
 def fill(text: str, results: Path, draw: Callable[..., None] | None) -> str:
     """The page's text with every block made anew; `draw(kind, records, words, path, digest)` writes a plot's file.
 
@@ -162,7 +169,7 @@ def fill(text: str, results: Path, draw: Callable[..., None] | None) -> str:
                 if kind == "table":
                     inside = table(records, words.split())
                 else:
-                    picture = results / f"{name}-{kind}.png"
+                    picture = results / picture_name(kind, name, words.split())
                     if draw is not None:
                         draw(kind, records, words.split(), picture, digest(source))
                     inside = f"![{kind} of {name}]({results.name}/{picture.name})\n"

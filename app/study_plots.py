@@ -1,4 +1,4 @@
-"""The plots of a study: every run as a dot, accuracy over the length of training, health over its course."""
+"""The plots of a study: every run as a dot, accuracy over length or another number, health over a run's course."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from app.reporting.drawing import GREY, INK, STYLE
-from app.study_page import PREDICTED, RANK, STD, Records, collect, probes_of
+from app.study_page import PREDICTED, RANK, STD, Records, Runs, collect, probes_of
 from src.utils.errors import UserError
 
 BLUE, ORANGE = "tab:blue", "tab:orange"  # VideoMamba, ViT
@@ -22,7 +22,7 @@ MANY = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:bro
 
 def draw(kind: str, records: Records, words: Sequence[str], path: Path, digest: str) -> None:
     """Write the plot that a block of the page asks for; the file holds the digest of its csv."""
-    figures = {"dots": dots, "length": length, "health": health}
+    figures = {"dots": dots, "curve": curve, "health": health}
     with rc_context(STYLE):
         figures[kind](records, words).savefig(path, dpi=130, metadata={"Source": digest})
 
@@ -75,36 +75,65 @@ def _dots(axis: Axes, values: Sequence[float], y: float, color: str, face: str |
     axis.plot(xs, [y] * len(xs), "o", color=color, markerfacecolor=face or color, markersize=4.5, alpha=0.8)
 
 
-def length(records: Records, words: Sequence[str]) -> Figure:
-    """Accuracy over steps: a curve for all rows of a name that differ in their length only; `words` names the probe."""
+def curve(records: Records, words: Sequence[str]) -> Figure:
+    """A panel for each probe: accuracy over a number that rows have in their names, and of the untrained encoders.
+
+    `words` names it: `px` where rows are called px_0.3, px_0.6, ...; `steps`, the default, for the length of training.
+    Rows that differ in nothing else are one curve through their means, hollow and dashed where untrained.
+    """
     rows, probes = collect(records), probes_of(records)
-    probe = words[0] if words else probes[0]
-    if probe not in probes:
-        raise UserError(f"there is no probe '{probe}'; probes: {', '.join(probes)}")
-    curves: dict[str, dict[int, list[float]]] = {}
+    key = words[0] if words else "steps"
+    named = re.compile(
+        r"-?\b(?:epochs|ipe|steps)=\d+"
+        if key == "steps"
+        else rf"-?\b{re.escape(key)}[_=](\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=-|$)"
+    )
+    curves: dict[str, dict[float, Runs]] = {}
     for row in rows.values():
-        values = [*row.pretrained.get(probe, {}).values()]
-        if values:
-            curves.setdefault(_without_length(row.name), {}).setdefault(max(row.steps), []).extend(values)
-    fig = Figure(figsize=(7.0, 4.0), layout="constrained")
-    axis = fig.subplots()
-    for color, (name, points) in zip(MANY * len(curves), curves.items()):
-        steps = sorted(points)
-        means = [100 * statistics.mean(points[step]) for step in steps]
-        axis.plot(steps, means, color=color, label=name)
-        for step in steps:
-            axis.plot([step] * len(points[step]), [100 * x for x in points[step]], "o", color=color, markersize=4.5)
-    axis.set(xlabel="optimizer steps", ylabel=f"{probe}, accuracy in %", xscale="log")
-    ticks = sorted({step for points in curves.values() for step in points})
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.minorticks_off()
-    axis.legend(loc="best")
+        found = named.search(row.name)
+        if row.pretrained and (found or key == "steps"):
+            x = max(row.steps) if key == "steps" else float(found.group(1))
+            points = curves.setdefault(named.sub("", row.name).strip("-") or "all", {})
+            if x in points:
+                raise UserError(f"rows {points[x].name} and {row.name} are one point of a curve over {key}")
+            points[x] = row
+    if not curves:
+        raise UserError(f"no row has a number called '{key}' in its name; rows: {', '.join(rows)}")
+    fig = Figure(figsize=(max(7.0, 1.0 + 3.6 * len(probes)), 3.8), layout="constrained")
+    fig.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours do not touch
+    ticks = sorted({x for points in curves.values() for x in points})
+    for axis, probe in zip(fig.subplots(1, len(probes), squeeze=False, sharey=True)[0], probes):
+        for color, (name, points) in zip(_colors(curves), curves.items()):
+            _curve(axis, {x: points[x].random.get(probe, {}) for x in sorted(points)}, color, trained=False)
+            _curve(axis, {x: points[x].pretrained.get(probe, {}) for x in sorted(points)}, color, label=name)
+        axis.set(title=probe, xlabel="optimizer steps" if key == "steps" else key, ylim=(0, 102))
+        axis.set_xscale("log" if ticks[0] > 0 else "linear")
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+    fig.axes[0].set_ylabel("accuracy, %")
+    handles, labels = fig.axes[0].get_legend_handles_labels()
+    handles.append(Line2D([], [], marker="o", color=GREY, linestyle="--", markerfacecolor="none", markersize=4.5))
+    fig.legend(handles, [*labels, "untrained"], loc="outside upper center", ncols=min(len(labels) + 1, 4))
     return fig
 
 
-def _without_length(name: str) -> str:
-    """What rows of several lengths have in common."""
-    return re.sub(r"-?\b(epochs|ipe|steps)=\d+", "", name).strip("-") or "all"
+def _curve(axis: Axes, seeds: dict[float, dict[str, float]], color: str, trained: bool = True, label: str = "") -> None:
+    """One curve: a dot for each seed at each x, a line through the means."""
+    seeds = {x: by for x, by in seeds.items() if by}
+    look = {"color": color} if trained else {"color": color, "alpha": 0.5}
+    means = [100 * statistics.mean(by.values()) for by in seeds.values()]
+    axis.plot([*seeds], means, "-" if trained else "--", label=label or None, **look)
+    for x, by in seeds.items():
+        values = [100 * value for value in by.values()]
+        axis.plot([x] * len(values), values, "o", markersize=4.5, markerfacecolor=None if trained else "none", **look)
+
+
+def _colors(curves: dict[str, dict[float, Runs]]) -> list[str]:
+    """Each family's own where there is a curve of each, any where there are more."""
+    families = ["vit" if next(iter(points.values())).model.startswith("vit") else "vm" for points in curves.values()]
+    if len(set(families)) == len(families):
+        return [ORANGE if family == "vit" else BLUE for family in families]
+    return [*MANY] * len(curves)
 
 
 def health(records: Records, words: Sequence[str]) -> Figure:
@@ -127,5 +156,6 @@ def health(records: Records, words: Sequence[str]) -> Figure:
                 points = [(int(r["step"]), float(r[name])) for r in records if r["run"] == run and r[name]]
                 axis.plot(*zip(*points), color=color, linewidth=1.2, alpha=0.8, label=row if i == 0 else None)
         axis.set(title=title, xlabel="optimizer steps", ylim=(0, None))
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(shown), 5))
+    ncols = max(1, min(len(shown), 130 // (max(map(len, shown)) + 8)))  # as many as fit across the page
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=ncols)
     return fig

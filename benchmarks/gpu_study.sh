@@ -19,9 +19,8 @@ CHECK
     "$PYTHON" -m benchmarks.gpu_steps
 fi
 
-# The data of the study, all 16 frames of a video.
-KEYS=(data.dataset_type=DriftDataset "data.datasets=[data/drift/train.csv]" data_aug.horizontal_flip=false
-    data.num_frames=16 data.sampling_rate=1 data.num_workers=8 data.pin_mem=true
+# All 16 frames of a video; which data, the sweeps say.
+KEYS=(data.num_frames=16 data.sampling_rate=1 data.num_workers=8 data.pin_mem=true
     model.pred_depth=6 model.pred_embed_dim=192 "optimization.epochs=$EPOCHS" optimization.warmup=2)
 PROBE=configs/evals/vm_nano_drift.yaml # takes model and sizes from each run
 failed=0

@@ -70,7 +70,7 @@ class VideoDataConfig(_LoadingConfig):
     dataset_train: str | None = Field(None, description="list of training videos (csv, one `path label` per line)")
     dataset_val: str | None = Field(None, description="list of validation videos")
     dataset_type: DatasetType = Field(
-        "VideoDataset", description="kind of data; MotionDataset and DriftDataset are embedded"
+        "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
     )
     frames_per_clip: int = Field(16, gt=0, description="frames per clip")
     num_segments: int = Field(1, gt=0, description="clips spread over a video")
@@ -246,7 +246,7 @@ class FutureDataConfig(Section):
 
     dataset_val: str | None = Field(None, description="list of validation videos")
     dataset_type: DatasetType = Field(
-        "VideoDataset", description="kind of data; MotionDataset and DriftDataset are embedded"
+        "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
     )
     frame_step: int | None = Field(
         None, gt=0, description="every how many frames of the video one is taken; unset: as in pretraining"

@@ -31,7 +31,7 @@ class DataConfig(Section):
 
     dataset_type: DatasetType = Field(
         "VideoDataset",
-        description="kind of data; MotionDataset and DriftDataset are embedded and write themselves where absent",
+        description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded: written where absent",
     )
     mask_type: MaskType = Field("multiblock3d", description="how tokens are chosen to be hidden; see `mask`")
     mask_equalize: Literal["matched", "random", "tail"] = Field(
@@ -195,7 +195,9 @@ class MetaConfig(Section):
         None, gt=0, description="epochs between two quick probes of the encoder, if `probe` names lists; null: never"
     )
     use_sdpa: bool = Field(True, description="PyTorch's fused attention; false computes the attention matrix")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of autocast on a GPU")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of autocast on a GPU; on a CPU see study.autocast_on_cpu"
+    )
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -322,7 +324,7 @@ class QuickProbeConfig(Section):
 
 
 class StudyConfig(Section):
-    """(added) Faults of an earlier attempt, to find out which of them mattered. Nothing for a recipe: all are off."""
+    """(added) For the study: an earlier attempt's faults, and a precision, each on its own. Nothing for a recipe."""
 
     linear_std: float | None = Field(
         None, gt=0, description="draw every Linear and the patch embedding from a normal of this deviation, biases zero"
@@ -332,6 +334,9 @@ class StudyConfig(Section):
     target_drop_path: bool = Field(False, description="stochastic depth in the target encoder too")
     schedule_per_batch: bool = Field(
         False, description="advance the schedules with every accumulated batch, past their end, where a cosine rises"
+    )
+    autocast_on_cpu: bool = Field(
+        False, description="meta.dtype on a CPU too, which is no faster: to find out what a precision does to learning"
     )
     shrink_variance: bool = Field(
         False, description="the variance term as printed: add mean sqrt(var + eps), which pulls the variance down"
@@ -361,6 +366,15 @@ class PretrainConfig(Section):
             raise ValueError(
                 f"loss.target_norm={self.loss.target_norm} compares the clips of a batch, and "
                 f"data.batch_size={self.data.batch_size} is too few: give 8 at least, better 16 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precision(self) -> PretrainConfig:
+        if self.study.autocast_on_cpu and self.meta.dtype != "bfloat16":
+            raise ValueError(
+                f"study.autocast_on_cpu=true needs meta.dtype=bfloat16, not {self.meta.dtype}: float32 is what a CPU "
+                "computes in anyway, and float16 needs the scaled loss that only a GPU has"
             )
         return self
 

@@ -124,10 +124,10 @@ def describe(args: PretrainConfig, run: Run, device: torch.device) -> None:
     def millions(module: nn.Module) -> str:
         return f"{sum(p.numel() for p in module.parameters() if p.requires_grad) / 1e6:.2f} M"
 
-    dtype = args.meta.dtype if device.type == "cuda" else "float32"
+    lower = isinstance(autocast(args, device), torch.autocast)
     logger.info(
         f"{args.model.model_name} ({millions(run.encoder)}) with a {args.model.pred_model_name} predictor "
-        f"({millions(run.predictor)} parameters) on {device} in {dtype}, "
+        f"({millions(run.predictor)} parameters) on {device} in {args.meta.dtype if lower else 'float32'}, "
         f"{args.optimization.epochs} epochs of {run.steps_per_epoch} steps, to {args.output_folder()}"
     )
 
@@ -220,7 +220,7 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
 
 
 def autocast(args: PretrainConfig, device: torch.device) -> torch.autocast | nullcontext:
-    """Lower precision on a GPU as meta.dtype says; a CPU computes in float32."""
-    if device.type != "cuda" or args.meta.dtype == "float32":
+    """Lower precision on a GPU as meta.dtype says; a CPU computes in float32, unless a study wants to know."""
+    if args.meta.dtype == "float32" or not (device.type == "cuda" or args.study.autocast_on_cpu):
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, args.meta.dtype))

@@ -59,7 +59,7 @@ def init_data(
     """Batches of a data set.
 
     Args:
-        dataset_type: one of DATASET_TYPES. MotionDataset and DriftDataset write themselves where they are absent.
+        dataset_type: one of DATASET_TYPES. The embedded ones (src/datasets/motion.py) write themselves where absent.
         datasets: lists of `path label` lines; folders of class folders for ImageDataset; shards for WebVideoDataset.
         batch_size: samples per rank and step.
         transform: frames and a generator -> a clip, or a list of views.

@@ -1,9 +1,9 @@
-"""The second embedded set's scenes: a random texture that fills the frame and drifts in one of eight directions.
+"""Scenes of two embedded sets, one slow: a random texture fills the frame and drifts in one of eight directions.
 
 No two places of the texture have anything in common but how they move: it is noise, band-passed so that neither the
 brightness of a region nor a shape larger than a few pixels is there to be seen, and moves over a torus, so that every
 frame of every class has one distribution. What can be predicted of one place from others is the motion alone, and it
-is what the label says. All clips have one speed: it would be a second thing in common.
+is what the label says. All clips of a set have one speed: it would be a second thing in common.
 
 Units: pixels and frames. Legend: T frames, H W pixels.
 """

@@ -1,13 +1,13 @@
 """The embedded data sets: H.264 clips in motion, written once, the same for the same seed.
 
-    python -m src.datasets.motion [--scene digits|drift] [--out data/motion] [--train N] [--val N] [--seed S] [--check]
+    python -m src.datasets.motion [--scene NAME] [--out FOLDER] [--train N] [--val N] [--seed S] [--check]
 
-Two kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (motion_scene.py), and
-`drift`, textures that drift (drift_scene.py). A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv`
-and `val.csv` (`path label`, the label being the motion), of digits also `train_digit.csv` and `val_digit.csv` (the
-label being the digit), and `manifest.json` (what was asked for, versions, size and sha256 of every file). It is written
-into a temporary folder beside it and renamed when whole, so a set that exists is complete whatever interrupted an
-earlier writer.
+Three kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (motion_scene.py);
+`drift`, textures that drift (drift_scene.py); and `slow_drift`, the same at two fifths of the speed. A set is a
+folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and `val.csv` (`path label`, the label being the motion),
+of digits also `train_digit.csv` and `val_digit.csv` (the label being the digit), and `manifest.json` (what was asked
+for, versions, size and sha256 of every file). It is written into a temporary folder beside it and renamed when whole,
+so a set that exists is complete whatever interrupted an earlier writer.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ __all__ = [
     "DriftConfig",
     "SceneConfig",
     "check_motion",
+    "classes_of",
     "ensure_embedded",
     "render_clip",
     "render_split",
@@ -70,12 +71,18 @@ def digit_images(split: str) -> tuple[np.ndarray, ...]:
 
 
 Scene = SceneConfig | DriftConfig
-SCENES: dict[str, type[Scene]] = {"digits": SceneConfig, "drift": DriftConfig}
-EMBEDDED = {"MotionDataset": "digits", "DriftDataset": "drift"}  # what configs call them (src/utils/fields.py)
+SCENES: dict[str, Scene] = {"digits": SceneConfig(), "drift": DriftConfig(), "slow_drift": DriftConfig(speed=0.3)}
+# What configs call them (src/utils/fields.py).
+EMBEDDED = {"MotionDataset": "digits", "DriftDataset": "drift", "SlowDriftDataset": "slow_drift"}
 
 
 def _classes(scene: Scene) -> tuple[str, ...]:
     return DIRECTIONS if isinstance(scene, DriftConfig) else CLASSES
+
+
+def classes_of(dataset_type: str) -> tuple[str, ...]:
+    """Names of the classes of an embedded set, by what configs call it; none of other data."""
+    return _classes(SCENES[EMBEDDED[dataset_type]]) if dataset_type in EMBEDDED else ()
 
 
 def _lists(scene: Scene) -> tuple[str, ...]:
@@ -262,7 +269,7 @@ def write_motion(
 
 def ensure_embedded(root: str | Path, dataset_type: str) -> bool:
     """`write_motion` for data that a config names and that is mostly there already; `dataset_type` is of EMBEDDED."""
-    return write_motion(root, SCENES[EMBEDDED[dataset_type]]())
+    return write_motion(root, SCENES[EMBEDDED[dataset_type]])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -271,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m src.datasets.motion", description="Write or check the embedded data set."
     )
     parser.add_argument("--scene", choices=SCENES, default="digits", help="what is to be seen (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="its folder (default: data/motion, or data/drift)")
+    parser.add_argument("--out", type=Path, help="its folder (default: data/motion for digits, else data/SCENE)")
     parser.add_argument("--train", type=int, default=4096, help="training clips (default: %(default)s)")
     parser.add_argument("--val", type=int, default=1024, help="validation clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which set (default: %(default)s)")
@@ -283,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.out}: {check_motion(args.out)} files, all as written")
         return
     settings = {
-        "scene": SCENES[args.scene](),
+        "scene": SCENES[args.scene],
         "train": args.train,
         "val": args.val,
         "seed": args.seed,

@@ -40,7 +40,9 @@ PredictorName = Annotated[str, AfterValidator(_check_predictor_name)]
 PathList = Annotated[list[str], BeforeValidator(_without_nothing)]
 
 
-_DatasetType = Literal["VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset", "DriftDataset"]
+_DatasetType = Literal[
+    "VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset", "DriftDataset", "SlowDriftDataset"
+]
 
 
 def _spell_dataset_type(value: object) -> object:

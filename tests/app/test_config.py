@@ -137,7 +137,7 @@ def test_masks_as_the_collator_wants_them():
         ),
         (
             "data.dataset_type=VideoDataSets",
-            "'ImageDataset', 'MotionDataset' or 'DriftDataset', got",
+            "'MotionDataset', 'DriftDataset' or 'SlowDriftDataset', got",
         ),
         ("data.pach_size=8", "unknown key data.pach_size; did you mean data.patch_size?"),
         ("optimization.crop_size=64", "unknown key optimization.crop_size; did you mean data.crop_size?"),
@@ -173,3 +173,9 @@ def test_every_key_is_described():
                 assert field.description, f"{prefix}{name}"
 
     walk(PretrainConfig, "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_precision_that_says_nothing_on_a_cpu_is_refused(dtype):
+    with pytest.raises(UserError, match=f"study.autocast_on_cpu=true needs meta.dtype=bfloat16, not {dtype}"):
+        load_config(VM_TINY, PretrainConfig, ["study.autocast_on_cpu=true", f"meta.dtype={dtype}"])

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.study import main
+from app import scaffold
+from app.study import COLUMNS, HEALTH_COLUMNS, gather, main, probe
 from src.utils.errors import UserError
+from src.utils.sweep import plan
 
 EVAL = {
     "tag": "study",
@@ -100,6 +102,61 @@ def test_a_study_from_sweep_to_csv(sweep, tmp_path):
     assert (out.read_text(), (tmp_path / "runs/fine-seed=3/jepa_r0.csv").stat().st_mtime_ns) == before
 
 
+def test_what_another_machine_made_stays(sweep, tmp_path):
+    raw = yaml.safe_load(sweep.read_text())
+    raw["runs"] = {"fine": {}, "there": {"optimization.lr": 2e-3}}  # `there` has no folder here
+    sweep.write_text(yaml.safe_dump(raw))
+    out, health = tmp_path / "out.csv", tmp_path / "out-health.csv"
+    for path, columns in ((out, [*COLUMNS, "attentive"]), (health, HEALTH_COLUMNS)):
+        lines = [[f"{row}-seed=3", row, "3", *"x" * (len(columns) - 3)] for row in ("no_longer_in_it", "there", "fine")]
+        path.write_text("".join(",".join(line) + "\n" for line in (columns, *lines)))
+    done = study(sweep, "--probe", tmp_path / "eval.yaml", "--out", out, "--only", "fine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with out.open() as file:
+        fine, random, there = csv.DictReader(file)
+    assert [row["row"] for row in (fine, random, there)] == ["fine", "fine", "there"]
+    assert (fine["attentive"], random["attentive"], there["attentive"], there["linear"]) == ("", "", "x", "")
+    assert 0 <= float(fine["linear"]) <= 1
+    with health.open() as file:
+        assert [(look["row"], look["step"]) for look in csv.DictReader(file)][-2:] == [("fine", "1"), ("there", "x")]
+
+
+def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_for_all_runs(sweep, tmp_path):
+    out = tmp_path / "out.csv"
+    line = ["fine-seed=3", "fine", "3", "vit_tiny", "pretrained", "2", *"x" * (len(COLUMNS) - 6), "0.5"]
+    out.write_text(f"{','.join([*COLUMNS, 'linear'])}\n{','.join(line)}\n")
+    planned, _ = plan(str(sweep), scaffold.check, "logging.folder")
+    training = planned[0].raw["logging"]["folder"]
+    Path(training).mkdir(parents=True)
+    assert "fine" in training
+    (Path(training) / "jepa_r0.csv").write_text("epoch,itr,loss\n0,0,0.9\n")  # begun, not judged
+    gather(planned, str(tmp_path / "eval.yaml"), out)
+    assert out.read_text().splitlines()[1] == ",".join(line)
+    gather(planned, str(tmp_path / "eval.yaml"), out, keep=False)
+    assert "0.5" not in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "judged_on", "taken"),
+    [
+        ("SlowDriftDataset", "DriftDataset", True),
+        ("MotionDataset", "DriftDataset", False),  # other classes
+        ("SlowDriftDataset", "VideoDataset", False),
+        ("VideoDataset", "DriftDataset", False),
+    ],
+)
+def test_a_probe_is_on_the_textures_that_the_run_saw(sweep, tmp_path, monkeypatch, trained_on, judged_on, taken):
+    calls = []
+    monkeypatch.setattr("app.study._call", lambda *words: not calls.append(words))
+    planned, _ = plan(str(sweep), scaffold.check, "logging.folder")
+    planned[0].raw["data"] |= {"dataset_type": trained_on, "datasets": ["sets/one/train_some.csv"]}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(EVAL | {"data": EVAL["data"] | {"dataset_type": judged_on}}))
+    assert probe(planned[0], str(tmp_path / "eval.yaml"))
+    data = {word for word in calls[0] if word.startswith("data.dataset_")}
+    lists = {"data.dataset_train=sets/one/train.csv", "data.dataset_val=sets/one/val.csv"}
+    assert data == ({f"data.dataset_type={trained_on}", *lists} if taken else set())
+
+
 def test_keys_for_all_runs_and_a_folder_of_their_own(sweep, tmp_path):
     words = ("--folder", tmp_path / "large", "data.crop_size=64", "data.num_frames=8")
     shown = study(sweep, "--probe", tmp_path / "eval.yaml", *words, "--dry-run", cwd=tmp_path)
@@ -128,6 +185,9 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
     (tmp_path / "sizes.csv").write_text("model,width\n")
     with pytest.raises(UserError, match=r"--out: .*sizes\.csv is another csv"):
         call(sweep, "--out", tmp_path / "sizes.csv")
+    (tmp_path / "out-health.csv").write_text("model,width\n")
+    with pytest.raises(UserError, match=r"--out: .*out-health\.csv is another csv"):
+        call(sweep, "--out", tmp_path / "out.csv")
     (tmp_path / "list.yaml").write_text(f"- {tmp_path / 'base.yaml'}\n")
     with pytest.raises(UserError, match="a list of configs is no sweep"):
         call(tmp_path / "list.yaml")

@@ -8,7 +8,7 @@ import pytest
 
 from app import study_page
 from app.study import COLUMNS, HEALTH_COLUMNS
-from app.study_page import BLOCK, digest, fill, read, table
+from app.study_page import BLOCK, digest, fill, picture_name, read, table
 from src.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ between
 <!-- end -->
 <!-- health: small bad -->
 <!-- end -->
-<!-- length: small knn -->
+<!-- curve: small -->
 <!-- end -->
 <!-- table: absent -->
 <!-- end -->
@@ -97,7 +97,9 @@ def test_words_stay_and_what_is_missing_is_said(results, tmp_path, monkeypatch, 
     assert f"{page}: 5 blocks" in capsys.readouterr().out
     assert "old" not in text and all(word in text for word in ("# Words", "\nbetween\n", "\nafter\n", "52.0 ± 2.0"))
     assert "Not run: there is no `docs/results/absent.csv` yet." in text
-    assert re.findall(r"\]\((.*?)\)", text) == [f"results/small-{kind}.png" for kind in ("dots", "health", "length")]
+    assert re.findall(r"\]\((.*?)\)", text) == [
+        f"results/small-{what}.png" for what in ("dots", "health", "over-steps")
+    ]
     study_page.main()
     assert page.read_text() == text
     (results / "small.csv").write_text((results / "small.csv").read_text().replace("0.54", "0.60"))
@@ -115,8 +117,29 @@ def test_plots_show_every_run(results):
     assert seen == pytest.approx([30, 40, 40, 40, 41, 42, 45, 50, 52, 54])
     health = study_plots.health(read(results / "small-health.csv", HEALTH_COLUMNS), ["bad"])
     assert [len(axis.lines) for axis in health.axes] == [2, 2, 2]
-    length = study_plots.length(records, ["linear"])
-    assert [text.get_text() for text in length.axes[0].get_legend().get_texts()] == ["good", "bad", "vit"]
+
+
+def test_a_curve_has_a_line_for_rows_that_differ_in_one_number(results):
+    pytest.importorskip("matplotlib")
+    from app import study_plots
+
+    records = read(results / "small.csv")
+    steps = study_plots.curve(records, [])
+    assert [text.get_text() for text in steps.legends[0].get_texts()] == ["good", "bad", "vit", "untrained"]
+    text = (results / "small.csv").read_text().replace("good", "vm-px_0.3").replace("vit-epochs=5", "vit-px_0.3")
+    (results / "speed.csv").write_text(text.replace("bad", "vm-px_1.5"))
+    speed = study_plots.curve(read(results / "speed.csv"), ["px"])
+    assert (picture_name("curve", "a", ["px"]), picture_name("dots", "a", ["b"])) == ("a-over-px.png", "a-dots.png")
+    assert [axis.get_title() for axis in speed.axes] == ["linear", "knn"]
+    lines = {line.get_label(): line for line in speed.axes[0].lines if not line.get_label().startswith("_")}
+    assert {name: [*line.get_xdata()] for name, line in lines.items()} == {"vm": [0.3, 1.5], "vit": [0.3]}
+    assert [*lines["vm"].get_ydata()] == pytest.approx([52, 30])
+    text = text.replace("bad", "vm-px=0.30")
+    (results / "speed.csv").write_text(text)
+    with pytest.raises(UserError, match=r"^rows vm-px_0\.3 and vm-px=0\.30 are one point of a curve over px$"):
+        study_plots.curve(read(results / "speed.csv"), ["px"])
+    untrained = next(line for line in speed.axes[0].lines if line.get_linestyle() == "--")
+    assert [*untrained.get_ydata()] == pytest.approx([40, 42])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,7 @@ def test_plots_show_every_run(results):
         ("table: small linear god", r"there is no row 'god'; rows: good, bad, vit-epochs=5"),
         ("dots: small god", r"^dots: small god: there is no row 'god'"),
         ("health: small god", r"there is no row 'god'; rows: bad$"),
-        ("length: small knm", r"there is no probe 'knm'"),
+        ("curve: small px", r"^curve: small px: no row has a number called 'px' in its name; rows: good, bad, vit"),
     ],
 )
 def test_blocks_that_ask_for_what_is_not_there(results, block, words):
@@ -147,11 +170,12 @@ def test_the_page_is_up_to_date():
     assert len(BLOCK.findall(text)) == text.count("<!-- end -->") >= 4
     assert fill(text, ROOT / study_page.RESULTS, None) == text, "stale: `python -m app.study_page` writes it anew"
     image = pytest.importorskip("PIL.Image")
-    for kind, name, _, inside in BLOCK.findall(text):
+    for kind, name, words, inside in BLOCK.findall(text):
         if inside.startswith("!["):
             source = ROOT / study_page.RESULTS / (f"{name}-health.csv" if kind == "health" else f"{name}.csv")
-            with image.open(ROOT / study_page.RESULTS / f"{name}-{kind}.png") as picture:
-                assert picture.info["Source"] == digest(source), f"{name}-{kind}.png is of another csv"
+            path = ROOT / study_page.RESULTS / picture_name(kind, name, words.split())
+            with image.open(path) as picture:
+                assert picture.info["Source"] == digest(source), f"{path.name} is of another csv"
 
 
 def test_every_figure_of_health_has_its_column():

@@ -129,6 +129,20 @@ def test_a_step_changes_every_trainable_parameter_and_the_target_only_by_ema(lis
     assert not run.target_encoder.training
 
 
+def test_a_cpu_computes_in_float32_unless_a_study_asks_for_less(lists, tmp_path):
+    losses, seen = {}, {}
+    for study in (False, True):
+        cfg = config(lists, tmp_path, meta={"dtype": "bfloat16"}, study={"autocast_on_cpu": study})
+        torch.manual_seed(0)
+        run = build(cfg)
+        attention = run.predictor.predictor_blocks[0].attn.qkv
+        attention.register_forward_hook(lambda *args, study=study: seen.update({study: args[-1].dtype}))
+        batch = next(iter(make_loader(cfg, 0, 1)))
+        losses[study] = train_step(cfg, run, [batch], Schedule(lr=1e-3, weight_decay=0.04, momentum=0.9))[0].item()
+    assert seen == {False: torch.float32, True: torch.bfloat16}
+    assert losses[True] == pytest.approx(losses[False], rel=0.02) and losses[True] != losses[False]
+
+
 def test_ema_equals_its_closed_form():
     torch.manual_seed(0)
     online = [[torch.randn(5, 3), torch.randn(7)] for _ in range(4)]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from src.datasets import motion
 from src.datasets.drift_scene import DIRECTIONS, DriftConfig, draw_texture, render_drift
 from src.datasets.motion import SCENES, check_motion, main, render_split, write_motion
 from src.datasets.transforms import normalize
@@ -68,4 +69,14 @@ def test_a_set_on_disk(tmp_path, capsys):
     assert abs(frames[..., 1] - clip[..., 1]).mean() < 4  # the codec's, of 255
     assert write_motion(root, DriftConfig(), train=16, val=8) is False
     with pytest.raises(UserError, match="other settings"):
-        write_motion(root, SCENES["digits"](), train=16, val=8)
+        write_motion(root, SCENES["digits"], train=16, val=8)
+
+
+def test_the_slow_set_moves_less_and_is_written_where_a_config_names_it(tmp_path, monkeypatch):
+    slow = SCENES["slow_drift"]
+    paths = [next(render_split("train", 1, 0, s))[0].astype(float) for s in (slow, DriftConfig())]
+    changes = [abs(clip[4] - clip[0]).mean() for clip in paths]  # in four frames: 1.2 and 3 pixels of a grain of 2
+    assert changes[0] < 0.75 * changes[1]
+    monkeypatch.setattr(motion, "write_motion", lambda root, scene: (root, scene))
+    assert motion.ensure_embedded(tmp_path, "SlowDriftDataset") == (tmp_path, slow)
+    assert motion.ensure_embedded(tmp_path, "DriftDataset") == (tmp_path, DriftConfig())
