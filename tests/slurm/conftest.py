@@ -114,7 +114,12 @@ class Cluster:
         return self.run("squeue", "-h", "-j", job, "-o", "%T", check=False).strip()
 
     def start_now(self, job: str) -> None:
-        """A requeued job waits for two minutes; not this one."""
+        """A requeued job waits for two minutes; not this one.
+
+        It may not start in the second in which its last run was ended: SLURM would call its credential revoked, and
+        drop it.
+        """
+        time.sleep(1.5)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def __exit__(self, *_: object) -> None:
