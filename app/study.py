@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import evals.scaffold
 from app import scaffold
+from app.vjepa.config import DataConfig
 from app.vjepa.status import read_status
+from evals.config import VideoDataConfig, VideoProbeConfig
 from src.datasets.motion import classes_of
-from src.datasets.motion_store import SPLITS
 from src.utils.cli import Parser
 from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
@@ -41,17 +43,24 @@ def main() -> int:
     parser = Parser("app.study", "Run a sweep, probe every run, gather the results in one csv.")
     parser.usage = "%(prog)s SWEEP --probe EVAL [options] [key=value ...]"
     parser.epilog = (
-        "key=value sets a key in every run, as data.crop_size=112; probes take their clips' sizes from the run, and "
-        "which set of the drifting textures they are of. The same command again goes on where it was stopped."
+        "key=value sets a key in every run, as data.crop_size=112. Probes take their clips' sizes from the run; those "
+        "on an embedded set are on the run's own where it has the same classes. The same command again goes on where "
+        "it was stopped."
     )
     parser.add_argument("sweep", metavar="SWEEP", help="sweep file, as configs/sweeps/why_it_failed.yaml")
     parser.add_argument("--probe", metavar="EVAL", required=True, help="YAML of the evaluation, for every run")
-    parser.add_argument("--out", metavar="CSV", type=Path, help="default: docs/results/NAME-OF-THE-SWEEP.csv")
+    parser.add_argument(
+        "--out", metavar="CSV", type=Path, help="default, of the sweep as it stands: docs/results/NAME-OF-THE-SWEEP.csv"
+    )
     parser.add_argument("--only", metavar="ROW", nargs="+", help="rows of the sweep to run (default: all)")
     parser.add_argument("--folder", type=Path, help="holds the folders of the runs (default: the sweep's)")
     parser.add_argument("--dry-run", action="store_true", help="check and list the runs, do nothing")
     args = parser.parse(None)
     out = args.out or Path("docs/results") / f"{Path(args.sweep).stem}.csv"
+    own = bool(args.overrides or args.folder)  # the csv of the sweep as it stands is not this call's to write
+    if own and not (args.out or args.dry_run):
+        raise UserError(f"command line: --out: key=value and --folder make other runs than {out} is of: name a csv")
+    evaluation_of(args.probe)
     planned, _ = plan(args.sweep, scaffold.check, "logging.folder")
     for run in planned:
         apply_overrides(run.raw, args.overrides)
@@ -76,7 +85,7 @@ def main() -> int:
         logger.info(f"{run.label} ({number} of {len(chosen)})")
         if train(run):
             probe(run, args.probe)
-        gather(planned, args.probe, out, keep=not (args.overrides or args.folder))
+        gather(planned, args.probe, out, keep=not own)
     failed = [run.label for run in chosen if results_of(run, args.probe) is None]
     print(f"{out}: {len(chosen)} runs" + (f"; without results: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
@@ -96,15 +105,12 @@ def train(run: Planned) -> bool:
 
 
 def probe(run: Planned, eval_file: str) -> bool:
-    """Probe a run's encoder on clips as it knows them, unless its results are there. Returns whether they are.
-
-    An evaluation on an embedded set is on the run's own where that has the same classes.
-    """
+    """Probe a run's encoder on clips as it knows them, unless its results are there. Returns whether they are."""
     if results_of(run, eval_file) is not None:
         return True
     _, config = scaffold.check(run.raw, run.source)
     model, data = config.model, config.data
-    sizes = {
+    keys = {
         "pretrain.folder": config.output_folder(),
         "pretrain.model_name": model.model_name,
         "pretrain.frames_per_clip": data.num_frames,
@@ -114,13 +120,26 @@ def probe(run: Planned, eval_file: str) -> bool:
         "data.frames_per_clip": data.num_frames,
         "data.frame_step": data.sampling_rate,
         "optimization.resolution": data.crop_size,
-    }
-    classes = classes_of(data.dataset_type)
-    if classes and classes == classes_of(read_mapping(eval_file)["data"].get("dataset_type", "")):
-        root = Path(data.datasets[0]).parent
-        sizes |= {"data.dataset_type": data.dataset_type}
-        sizes |= {f"data.dataset_{split}": root / f"{split}.csv" for split in SPLITS}
-    return _call("evals.main", "--fname", eval_file, *(f"{key}={value}" for key, value in sizes.items()))
+    } | own_set(data, evaluation_of(eval_file).data)
+    return _call("evals.main", "--fname", eval_file, *(f"{key}={value}" for key, value in keys.items()))
+
+
+def evaluation_of(eval_file: str) -> VideoProbeConfig:
+    """The checked config of the evaluation that judges the runs. Raises UserError if it is no probe on videos."""
+    name, evaluation = evals.scaffold.load(eval_file)
+    if not isinstance(evaluation, VideoProbeConfig):
+        raise UserError(f"{eval_file}: eval_name {name}: a study judges by video_classification_frozen")
+    return evaluation
+
+
+def own_set(trained_on: DataConfig, judged_on: VideoDataConfig) -> dict[str, Any]:
+    """Keys that put an evaluation on the embedded set of a run, where that is another one of the same classes."""
+    kind, other = trained_on.dataset_type, judged_on.dataset_type
+    if kind == other or not classes_of(kind) or classes_of(kind) != classes_of(other):
+        return {}
+    root = Path(trained_on.datasets[0]).parent
+    lists = {"data.dataset_train": judged_on.dataset_train, "data.dataset_val": judged_on.dataset_val}
+    return {"data.dataset_type": kind} | {key: root / Path(path).name for key, path in lists.items() if path}
 
 
 def _call(*command: str) -> bool:
@@ -143,7 +162,9 @@ def gather(planned: Sequence[Planned], eval_file: str, out: Path, keep: bool = T
     """Write the csv of all runs that have begun, and beside it that of their health.
 
     With `keep`, what the files already say of runs of the sweep that were made on another machine, and have no results
-    here, stays in them. Names of runs do not tell of keys for all runs: with those, nothing is kept.
+    here, stays in them. A run is known by its name alone, which does not tell of keys for all runs (with those, nothing
+    is kept), nor of what has changed in the sweep, its bases or the evaluation since: after such a change, begin a new
+    csv.
     """
     known, known_looks = (_by_run(out), _by_run(health_path(out))) if keep else ({}, {})
     rows: list[dict[str, Any]] = []

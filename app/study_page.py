@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.study import COLUMNS, HEALTH_COLUMNS
+from app.study import COLUMNS, HEALTH_COLUMNS, health_path
 from src.utils.cli import Parser
 from src.utils.errors import UserError, run_cli
 
@@ -160,7 +160,8 @@ def fill(text: str, results: Path, draw: Callable[..., None] | None) -> str:
 
     def block(match: re.Match[str]) -> str:
         kind, name, words, _ = match.groups()
-        source = results / (f"{name}-health.csv" if kind == "health" else f"{name}.csv")
+        source = results / f"{name}.csv"
+        source = health_path(source) if kind == "health" else source
         records = read(source, HEALTH_COLUMNS if kind == "health" else COLUMNS)
         if not records:
             inside = f"Not run: there is no `docs/results/{source.name}` yet.\n"

@@ -53,20 +53,16 @@ def dots(records: Records, words: Sequence[str]) -> Figure:
             axis.axvline(100 * statistics.mean(chance), color=GREY, linewidth=0.8, linestyle=":")
         axis.set(title=probe, xlabel="accuracy, %", ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(range(len(rows)), [*rows] if axis is axes[0] else [""] * len(rows))
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=color, markerfacecolor=face, markersize=5)
-        for color, face in ((BLUE, BLUE), (ORANGE, ORANGE), (GREY, "none"))
-    ]
-    labels = ["VideoMamba", "ViT", "the same encoder at random"]
-    kept = [
-        i for i, kind in enumerate(("videomamba", "vit", "")) if any(r.model.startswith(kind) for r in rows.values())
-    ]
-    handles, labels = [handles[i] for i in kept], [labels[i] for i in kept]
+    handles = {}
+    kinds = (("videomamba", "VideoMamba", BLUE, BLUE), ("vit", "ViT", ORANGE, ORANGE))
+    for kind, label, color, face in (*kinds, ("", "the same encoder at random", GREY, "none")):
+        if any(row.model.startswith(kind) for row in rows.values()):
+            handles[label] = Line2D([], [], marker="o", linestyle="", color=color, markerfacecolor=face, markersize=5)
     if words:
-        handles, labels = [*handles, Line2D([], [], color=INK, linewidth=0.8)], [*labels, f"mean of {words[0]}"]
+        handles[f"mean of {words[0]}"] = Line2D([], [], color=INK, linewidth=0.8)
     if chance:
-        handles, labels = [*handles, Line2D([], [], color=GREY, linewidth=0.8, linestyle=":")], [*labels, "chance"]
-    fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        handles["chance"] = Line2D([], [], color=GREY, linewidth=0.8, linestyle=":")
+    fig.legend([*handles.values()], [*handles], loc="outside upper center", ncols=len(handles))
     return fig
 
 

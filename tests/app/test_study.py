@@ -140,6 +140,8 @@ def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_f
     ("trained_on", "judged_on", "taken"),
     [
         ("SlowDriftDataset", "DriftDataset", True),
+        ("SlowDriftDataset", "driftdataset", True),
+        ("DriftDataset", "DriftDataset", False),  # the lists it names, though they be others
         ("MotionDataset", "DriftDataset", False),  # other classes
         ("SlowDriftDataset", "VideoDataset", False),
         ("VideoDataset", "DriftDataset", False),
@@ -149,11 +151,12 @@ def test_a_probe_is_on_the_textures_that_the_run_saw(sweep, tmp_path, monkeypatc
     calls = []
     monkeypatch.setattr("app.study._call", lambda *words: not calls.append(words))
     planned, _ = plan(str(sweep), scaffold.check, "logging.folder")
-    planned[0].raw["data"] |= {"dataset_type": trained_on, "datasets": ["sets/one/train_some.csv"]}
-    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(EVAL | {"data": EVAL["data"] | {"dataset_type": judged_on}}))
+    planned[0].raw["data"] |= {"dataset_type": trained_on, "datasets": ["sets/one/train.csv"]}
+    its_own = {"dataset_type": judged_on, "dataset_train": "sets/two/few.csv", "dataset_val": "sets/two/val.csv"}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(EVAL | {"data": EVAL["data"] | its_own}))
     assert probe(planned[0], str(tmp_path / "eval.yaml"))
     data = {word for word in calls[0] if word.startswith("data.dataset_")}
-    lists = {"data.dataset_train=sets/one/train.csv", "data.dataset_val=sets/one/val.csv"}
+    lists = {"data.dataset_train=sets/one/few.csv", "data.dataset_val=sets/one/val.csv"}
     assert data == ({f"data.dataset_type={trained_on}", *lists} if taken else set())
 
 
@@ -165,6 +168,8 @@ def test_keys_for_all_runs_and_a_folder_of_their_own(sweep, tmp_path):
         f"{row}-seed=3  to do  {tmp_path}/large/{row}-seed=3" for row in ("fine", "wild")
     ]
     out = tmp_path / "large.csv"
+    line = ["wild-seed=3", "wild", *"x" * (len(COLUMNS) - 2), "0.5"]  # made elsewhere, but with which keys?
+    out.write_text(f"{','.join([*COLUMNS, 'linear'])}\n{','.join(line)}\n")
     done = study(sweep, "--probe", tmp_path / "eval.yaml", *words, "--only", "fine", "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load((tmp_path / "large/fine-seed=3/params-pretrain.yaml").read_text())["data"]["crop_size"] == 64
@@ -188,6 +193,13 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
     (tmp_path / "out-health.csv").write_text("model,width\n")
     with pytest.raises(UserError, match=r"--out: .*out-health\.csv is another csv"):
         call(sweep, "--out", tmp_path / "out.csv")
+    with pytest.raises(UserError, match=r"--out: key=value .* other runs than docs/results/rows\.csv is of"):
+        call(sweep, "data.num_workers=0")
+    with pytest.raises(UserError, match=r"--out: .*--folder make other runs"):
+        call(sweep, "--folder", tmp_path / "apart")
     (tmp_path / "list.yaml").write_text(f"- {tmp_path / 'base.yaml'}\n")
     with pytest.raises(UserError, match="a list of configs is no sweep"):
         call(tmp_path / "list.yaml")
+    (tmp_path / "eval.yaml").write_text(Path("configs/evals/vm_tiny_drift_future.yaml").read_text())
+    with pytest.raises(UserError, match="eval_name future_prediction: a study judges by video_classification_frozen"):
+        call(sweep)

@@ -94,14 +94,14 @@ def test_sweep_is_one_array(cluster, recipe, tmp_path):
 
 def test_out_of_time_and_cancelled(cluster, recipe, tmp_path):
     """A run longer than its time limit saves before it and is continued; cancelled, it saves and is not."""
-    job = submit(cluster, recipe, tmp_path, "--time", 1, "--signal-delay", 40, "optimization.ipe=100000")
+    job = submit(cluster, recipe, tmp_path, "--time", 2, "--signal-delay", 80, "optimization.ipe=100000")
 
     def queued_again():
         if cluster.state(job) == "PENDING" and not steps(tmp_path):
             cluster.start_now(job)  # a busy machine: its time was up before the first step
         return cluster.state(job) == "PENDING" and steps(tmp_path)
 
-    wait_for(queued_again, 150, "queued again before the time limit", tmp_path)
+    wait_for(queued_again, 200, "queued again before the time limit", tmp_path)
     before = steps(tmp_path)
     cluster.start_now(job)
     wait_for(lambda: len(steps(tmp_path)) > len(before) + 3, 90, "going on", tmp_path)

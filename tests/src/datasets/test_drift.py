@@ -74,6 +74,7 @@ def test_a_set_on_disk(tmp_path, capsys):
 
 def test_the_slow_set_moves_less_and_is_written_where_a_config_names_it(tmp_path, monkeypatch):
     slow = SCENES["slow_drift"]
+    assert slow.speed == pytest.approx(0.4 * DriftConfig().speed)
     paths = [next(render_split("train", 1, 0, s))[0].astype(float) for s in (slow, DriftConfig())]
     changes = [abs(clip[4] - clip[0]).mean() for clip in paths]  # in four frames: 1.2 and 3 pixels of a grain of 2
     assert changes[0] < 0.75 * changes[1]
