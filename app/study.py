@@ -125,9 +125,9 @@ def probe(run: Planned, eval_file: str) -> bool:
 
 
 def evaluation_of(eval_file: str) -> VideoProbeConfig:
-    """The checked config of the evaluation that judges the runs. Raises UserError if it is no probe on videos."""
+    """The config of the evaluation that judges the runs. Raises UserError if it is no frozen probe of videos."""
     name, evaluation = evals.scaffold.load(eval_file)
-    if not isinstance(evaluation, VideoProbeConfig):
+    if name != "video_classification_frozen" or not isinstance(evaluation, VideoProbeConfig):
         raise UserError(f"{eval_file}: eval_name {name}: a study judges by video_classification_frozen")
     return evaluation
 

@@ -200,6 +200,7 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
     (tmp_path / "list.yaml").write_text(f"- {tmp_path / 'base.yaml'}\n")
     with pytest.raises(UserError, match="a list of configs is no sweep"):
         call(tmp_path / "list.yaml")
-    (tmp_path / "eval.yaml").write_text(Path("configs/evals/vm_tiny_drift_future.yaml").read_text())
-    with pytest.raises(UserError, match="eval_name future_prediction: a study judges by video_classification_frozen"):
-        call(sweep)
+    for file, name in (("vm_tiny_drift_future", "future_prediction"), ("vm_tiny_digits_finetune", "video_.*_finetune")):
+        (tmp_path / "eval.yaml").write_text(Path(f"configs/evals/{file}.yaml").read_text())
+        with pytest.raises(UserError, match=rf"eval_name {name}: a study judges by video_classification_frozen"):
+            call(sweep)
