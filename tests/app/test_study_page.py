@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import study_page
-from app.study import COLUMNS, HEALTH_COLUMNS
+from app.study import COLUMNS, HEALTH_COLUMNS, health_path
 from app.study_page import BLOCK, digest, fill, picture_name, read, table
 from src.utils.errors import UserError
 
@@ -172,7 +172,8 @@ def test_the_page_is_up_to_date():
     image = pytest.importorskip("PIL.Image")
     for kind, name, words, inside in BLOCK.findall(text):
         if inside.startswith("!["):
-            source = ROOT / study_page.RESULTS / (f"{name}-health.csv" if kind == "health" else f"{name}.csv")
+            source = ROOT / study_page.RESULTS / f"{name}.csv"
+            source = health_path(source) if kind == "health" else source
             path = ROOT / study_page.RESULTS / picture_name(kind, name, words.split())
             with image.open(path) as picture:
                 assert picture.info["Source"] == digest(source), f"{path.name} is of another csv"
