@@ -26,7 +26,7 @@ setup(
     python_requires=">=3.10",
     ext_modules=[KERNELS],
     packages=find_packages(include=["app*", "src*", "evals*"]),
-    package_data={"app.reporting": ["page.html"]},
+    package_data={"tools.report": ["page.html"]},
     install_requires=[
         "torch>=2.4",
         "numpy>=1.26",

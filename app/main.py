@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app import scaffold
-from src.utils.cli import run_here
+from src.launch.cli import run_here
 from src.utils.errors import run_cli
 
 EXAMPLE = "configs/pretrain/vm_tiny.yaml"

@@ -7,9 +7,9 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from src.utils.config import Section, did_you_mean, from_dict
+from src.config.loading import Section, did_you_mean, from_dict
+from src.config.yaml_io import apply_overrides, read_mapping
 from src.utils.errors import UserError
-from src.utils.yaml_io import apply_overrides, read_mapping
 
 
 def apps() -> list[str]:

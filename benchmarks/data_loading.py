@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.vjepa.transforms import make_transforms
+from src.datasets.augmentation import make_transforms
 from src.datasets.data_manager import init_data
-from src.datasets.frame_sampling import ClipSampling
+from src.datasets.decoding.frame_sampling import ClipSampling
+from src.datasets.decoding.transcode import Recipe
 from src.datasets.prepare import prepare
-from src.datasets.samplers import DrawOrder, TrainingSampler
-from src.datasets.transcode import Recipe
+from src.datasets.samplers import EpochSampler, TrainingSampler
 
 BATCH, SEED, FRAMES, STEP, SIZE = 8, 0, 16, 4, 224
 SECONDS, FPS, HEIGHT, WIDTH = 10, 30, 360, 640
@@ -72,7 +72,7 @@ def bare_decord(paths: list[Path], steps: int, finish: bool) -> int:
 
     sampling, transform = ClipSampling(FRAMES, STEP), make_transforms(SIZE)
     count = 0
-    for batch in TrainingSampler(DrawOrder([len(paths)], None, SEED), BATCH, steps, seed=SEED):
+    for batch in TrainingSampler(EpochSampler([len(paths)], None, SEED), BATCH, steps, seed=SEED):
         clips = []
         for draw in batch:
             rng = np.random.default_rng(draw.seed)

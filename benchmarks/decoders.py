@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/src/datasets"))
 from conftest import Media
 from test_decode import FORMATS, READS
 
-from src.datasets.decode import DecodeError, read_frames
+from src.datasets.decoding.decode import DecodeError, read_frames
 
 
 def wrong_reads(path: Path, decoder: str) -> int:

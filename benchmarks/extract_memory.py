@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from benchmarks.length_sweep import resident
-from evals.extraction import Extraction, encode_stream
-from evals.feature_file import FeatureFile
-from src.datasets.decode import open_stream
+from evals.extraction.encode import Extraction, encode_stream
+from evals.extraction.feature_file import FeatureFile
+from src.datasets.decoding.decode import open_stream
 from src.models import load_encoder
 from src.models.registry import create_encoder
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from app.reporting.look import load_models
-from app.reporting.run import read_runs
 from src.datasets.data_manager import init_data
-from src.datasets.drift_scene import DIRECTIONS
+from src.datasets.embedded.drift_scene import DIRECTIONS
 from src.datasets.transforms import EvalTransform, normalize
 from src.utils.errors import run_cli
-from src.utils.pictures import principal_colors
+from src.utils.visualization import principal_colors
+from tools.report.run_folder import read_runs
+from tools.report.sample_predictions import load_models
 
 ARROWS = "→↘↓↙←↖↑↗"
 CLIPS = 512

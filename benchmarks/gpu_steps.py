@@ -15,10 +15,11 @@ import torch
 
 from app import scaffold
 from app.vjepa.config import PretrainConfig
-from app.vjepa.objective import VideoJEPA
 from app.vjepa.train import make_loader, train_step
-from app.vjepa.utils import Run, Schedule, init_opt, init_video_model, make_target_encoder
+from app.vjepa.utils import Run, Schedule, init_opt, init_video_model
 from benchmarks.gpu_scan import milliseconds
+from src.jepa.build import make_target_encoder
+from src.jepa.objective import VideoJEPA
 from src.utils.csv_log import write_csv
 from src.utils.distributed import init_distributed, shutdown
 from src.utils.errors import UserError, run_cli

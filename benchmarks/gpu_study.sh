@@ -26,7 +26,7 @@ PROBE=configs/evals/vm_nano_drift.yaml # takes model and sizes from each run
 failed=0
 study() {
     local code=0
-    "$PYTHON" -m app.study "$@" --probe "$PROBE" ${DRY[@]+"${DRY[@]}"} || code=$?
+    "$PYTHON" -m tools.study "$@" --probe "$PROBE" ${DRY[@]+"${DRY[@]}"} || code=$?
     case $code in
         0) ;;
         1) failed=1 ;; # a run that diverges is part of the answer: on to the next sweep

@@ -24,10 +24,11 @@ from torch import nn
 
 from app import scaffold
 from app.vjepa.config import PretrainConfig
-from app.vjepa.objective import VideoJEPA
 from app.vjepa.train import make_loader, train_step
-from app.vjepa.utils import Run, Schedule, init_opt, init_video_model, make_target_encoder
-from src.datasets.motion import write_motion
+from app.vjepa.utils import Run, Schedule, init_opt, init_video_model
+from src.datasets.embedded.motion import write_motion
+from src.jepa.build import make_target_encoder
+from src.jepa.objective import VideoJEPA
 from src.utils.csv_log import write_csv
 from src.utils.distributed import init_distributed, shutdown
 
@@ -36,10 +37,10 @@ ENCODERS = {"videomamba_tiny": "VideoMamba, 24 blocks", "vit_tiny": "ViT, 12 blo
 PREDICTORS = {"vit_tiny": "attention", "videomamba_tiny": "Mamba", "hybrid_tiny": "hybrid"}
 ORDERS = ("raster", "concat")
 INITS: dict[str, dict[str, Any]] = {
-    "published": {"model.init": "published"},
+    "default": {"model.init": "default"},
     "fan_in": {"model.init": "fan_in"},
-    "linear_std 0.02": {"model.init": "published", "study.linear_std": 0.02},
-    "linear_std 0.02, zero dt": {"model.init": "published", "study.linear_std": 0.02, "study.zero_dt_bias": "true"},
+    "linear_std 0.02": {"model.init": "default", "study.linear_std": 0.02},
+    "linear_std 0.02, zero dt": {"model.init": "default", "study.linear_std": 0.02, "study.zero_dt_bias": "true"},
 }
 FIELDS = ("encoder", "init", "predictor", "order", "seed", "part", "layer", "elements", "norm", "below_eps")
 NOW = Schedule(lr=0.0, weight_decay=0.0, momentum=1.0)
@@ -70,7 +71,7 @@ def configure(videos: Path, batch: int, setting: tuple[str, str, str, str], seed
         "data.num_workers=0",
     ]
     overrides += [f"model.pred_model_name={predictor}", f"model.pred_token_order={order}", f"meta.seed={seed}"]
-    overrides += ["loss.target_norm=layer", "loss.target_pooled=0", "optimization.clip_grad=null"]
+    overrides += ["loss.target_norm=layer", "loss.clip_mean_weight=0", "optimization.clip_grad=null"]
     overrides += ["model.scan_order=spatial"] if encoder == "videomamba_tiny" else []  # as published
     overrides += [*(f"{key}={value}" for key, value in INITS[init].items())]
     return scaffold.load(f"configs/pretrain/{recipe}.yaml", overrides)[1]
@@ -143,7 +144,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from app.reporting.drawing import GREY, STYLE
+    from src.utils.plotting import GREY, STYLE
 
     colors = dict(zip(PREDICTORS, ("tab:blue", "tab:orange", "tab:green")))
     with rc_context(STYLE):

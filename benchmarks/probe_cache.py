@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from evals import scaffold
-from evals.evaluation import Evaluation
-from evals.listing import Listing
+from evals.classification.evaluation import Evaluation
 from evals.video_classification_frozen.eval import build_task
 from src.datasets.data_manager import Loader
+from src.probes.sample_list import SampleList
 
 CONFIG = "configs/evals/vm_tiny_digits.yaml"
 FIELDS = ("features", "train_clips", "val_clips", "epochs", "wall_s", "cpu_s", "wall_ratio", "cpu_ratio", "accuracy")
@@ -50,9 +50,9 @@ def evaluate(args: argparse.Namespace, cached: bool, folder: str) -> dict[str, A
     _, cfg = scaffold.load(CONFIG, [f"{key}={value}" for key, value in overrides.items()])
     task = build_task(cfg)
 
-    def plain(listing: Listing, mode: str, seed: int) -> Loader:
+    def plain(samples: SampleList, mode: str, seed: int) -> Loader:
         """No augmentation, which no cache can have, and which would make recomputing slower still."""
-        return task.make_loader(listing, "plain" if mode == "augment" else mode, seed)
+        return task.make_loader(samples, "plain" if mode == "augment" else mode, seed)
 
     return Evaluation(cfg, replace(task, make_loader=plain), resume=False).run()
 

@@ -24,12 +24,12 @@ import numpy as np
 
 from app import scaffold
 from app.vjepa.config import PretrainConfig
-from app.vjepa.readout import COLUMNS
+from app.vjepa.metrics import COLUMNS
 from app.vjepa.utils import init_video_model
-from evals.report import Score, write_files
-from src.datasets.motion import write_motion
+from evals.classification.results import Score, write_files
+from src.config.loading import save_config
+from src.datasets.embedded.motion import write_motion
 from src.utils.checkpoint import save_atomic
-from src.utils.config import save_config
 from src.utils.csv_log import write_csv
 
 EPOCH, LOOK = 500, 50  # steps of an epoch; steps between two looks at the run's health
@@ -46,7 +46,7 @@ def write_run(folder: Path, data: Path, steps: int) -> None:
     write_csv(folder / "jepa_r0.csv", names, rows(steps, 1, len(names)))
     parts = [*(f"encoder.layers.{i}" for i in range(24)), *(f"predictor.predictor_blocks.{i}" for i in range(4))]
     parts += ["encoder", "encoder.patch_embed", "predictor"]
-    stats = ("feature_std", "sample_std", "effective_rank", "effective_rank_centered", "sample_cosine")
+    stats = ("feature_std", "between_clip_std", "effective_rank", "effective_rank_centered", "between_clip_cosine")
     health = ["epoch", "itr", *(f"{what}/{stat}" for what in ("target", "prediction") for stat in stats)]
     health += [f"error/time_{t}" for t in range(4)]
     health += [f"{kind}/{part}" for kind in ("update", "gradient") for part in parts]
@@ -81,7 +81,7 @@ def rows(steps: int, every: int, width: int) -> list[list[object]]:
 def measure(folder: Path) -> tuple[float, float, float]:
     """Seconds, seconds of processor time, and megabytes of one report."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "app.report", str(folder)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "tools.report", str(folder)], check=True, stderr=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, used, (folder / "report.html").stat().st_size / 1e6

@@ -10,23 +10,38 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from src.utils.config import Section
-from src.utils.fields import DatasetType, ModelName, Share, check_divisible
+from src.config.fields import Share, check_divisible
+from src.config.loading import Section
+from src.datasets.dataset_types import DatasetType
+from src.models.model_names import ModelName
+from src.utils.errors import UserError
 
 Rate = Annotated[float, Field(ge=0)]
 PositiveRate = Annotated[float, Field(gt=0)]
 
 
 class CheckpointConfig(Section):
-    """The pretraining checkpoint to judge."""
+    """The pretraining checkpoint to evaluate."""
 
     folder: str = Field(..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining")
     checkpoint: str = Field("jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`")
     write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files written")
 
+    def path(self) -> Path:
+        """Where the checkpoint is."""
+        return Path(self.folder) / self.checkpoint
+
+    def require(self) -> Path:
+        """Its path. Raises UserError if nothing is there."""
+        if not self.path().exists():
+            raise UserError(
+                f"{self.path()}: no such checkpoint: set pretrain.folder and pretrain.checkpoint, or pretrain it first"
+            )
+        return self.path()
+
 
 class PretrainedConfig(CheckpointConfig):
-    """The encoder to judge."""
+    """The encoder to evaluate."""
 
     dead_keys: ClassVar[dict[str, str]] = {
         "use_silu": "it never reached a model in V-JEPA",
@@ -47,7 +62,7 @@ class PretrainedConfig(CheckpointConfig):
     allow_unused: list[str] = Field([], description="(added) names of tensors that may be left out, or patterns (x.*)")
 
 
-class _LoadingConfig(Section):
+class LoadingConfig(Section):
     """What video and image data have in common."""
 
     num_classes: int = Field(..., gt=1, description="classes of the labels")
@@ -64,7 +79,7 @@ class _LoadingConfig(Section):
     )
 
 
-class VideoDataConfig(_LoadingConfig):
+class VideoDataConfig(LoadingConfig):
     """Which videos, and the views of each."""
 
     dataset_train: str | None = Field(None, description="list of training videos (csv, one `path label` per line)")
@@ -82,7 +97,7 @@ class VideoDataConfig(_LoadingConfig):
     )
 
 
-class ImageDataConfig(_LoadingConfig):
+class ImageDataConfig(LoadingConfig):
     """Which images; a video encoder sees each as a clip that stands still."""
 
     dataset_name: Literal["ImageNet", "Places205", "iNat21"] = Field("ImageNet", description="name in the results")
@@ -154,7 +169,7 @@ class EvalConfig(Section):
         return Path(self.pretrain.folder) / self.eval_name / (self.tag or "")
 
     def finished(self) -> bool:
-        """Whether there are results, and none older than the encoder that they judge."""
+        """Whether there are results, and none older than the checkpoint that they are of."""
         results, checkpoint = self.output_folder() / f"{self.pretrain.write_tag}-results.json", self.checkpoint_path()
         if not results.exists() or not checkpoint.exists():
             return False
@@ -162,18 +177,20 @@ class EvalConfig(Section):
 
     def checkpoint_path(self) -> Path:
         """The checkpoint that holds the encoder."""
-        return Path(self.pretrain.folder) / self.pretrain.checkpoint
+        return self.pretrain.path()
 
 
 class ProbeConfig(EvalConfig):
-    """What every probe has; the subclasses add `data` and `optimization`."""
+    """What every probe has; the subclasses narrow `data` and `optimization`."""
 
     resume_checkpoint: bool = Field(False, description="go on from the latest checkpoint of the probe")
     pretrain: PretrainedConfig
+    data: LoadingConfig
+    optimization: ProbeOptimizationConfig
     probes: list[Literal["attentive", "linear", "knn"]] = Field(
-        ["attentive"], min_length=1, description="(added) judges: attentive head, linear or kNN on mean-pooled features"
+        ["attentive"], min_length=1, description="(added) attentive head; linear or kNN on mean-pooled features"
     )
-    random_baseline: bool = Field(False, description="(added) judge the same encoder with random weights beside it")
+    random_baseline: bool = Field(False, description="(added) evaluate the same encoder with random weights beside it")
 
 
 class VideoProbeConfig(ProbeConfig):

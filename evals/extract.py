@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.utils.cli import wait_without_spinning
+from src.launch.cli import wait_without_spinning
 from src.utils.errors import UserError, run_cli
 
 SUFFIXES = (".safetensors", ".npz")
@@ -26,7 +26,7 @@ def find_videos(source: Path) -> list[Path]:
         UserError: there is no such file, or there are no videos in it.
     """
     from src.datasets.lists import read_list, resolve
-    from src.datasets.shards import VIDEO_SUFFIXES
+    from src.datasets.webdataset.shards import VIDEO_SUFFIXES
 
     if not source.exists():
         raise UserError(f"--input {source}: no such file or folder")
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     videos = find_videos(args.input)
     check_output(args.out)
 
-    from evals.extraction import Extraction, extract
+    from evals.extraction.encode import Extraction, extract
+    from src.launch.devices import resolve_devices
     from src.models import load_encoder
-    from src.utils.devices import resolve_devices
 
     (device, *_) = resolve_devices([args.device] if args.device else None)
     encoder = load_encoder(args.checkpoint, args.checkpoint_key).to(device)

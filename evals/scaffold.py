@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.config import SCHEMAS, EvalConfig
-from src.utils.config import did_you_mean, from_dict
+from src.config.loading import did_you_mean, from_dict
+from src.config.yaml_io import apply_overrides, read_mapping
 from src.utils.errors import UserError
-from src.utils.yaml_io import apply_overrides, read_mapping
 
 
 def schema_of(eval_name: object, source: str) -> type[EvalConfig]:

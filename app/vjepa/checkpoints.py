@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import Run
-from src.utils.checkpoint import load_newest, load_state_dict_strict, save_atomic, strip_prefixes
-from src.utils.distributed import agree, is_main
+from src.jepa.weights import load_weights
+from src.utils.checkpoint import load_newest, save_atomic
+from src.utils.distributed import all_reduce_max, is_main
 from src.utils.errors import UserError
 from src.utils.logging import get_logger
 
@@ -84,7 +83,7 @@ def resume(cfg: PretrainConfig, run: Run, checkpoints: list[Path], world_size: i
     the same file.
     """
     path, state = load_checkpoint(checkpoints, run)
-    step, minus_step = agree(run.step, -run.step)
+    step, minus_step = all_reduce_max(run.step, -run.step)
     if step != -minus_step:
         raise UserError(f"{path} is not the same file for all processes (step {-minus_step} to {step}): try again")
     if is_main() and path != checkpoints[0] and checkpoints[0].exists():
@@ -124,18 +123,3 @@ def load_checkpoint(checkpoints: list[Path], run: Run) -> tuple[Path, dict[str, 
     run.step = state.get("step", state["epoch"] * then) * run.steps_per_epoch // then
     run.samples = state.get("samples", run.step * run.samples_per_step)
     return path, state
-
-
-def load_weights(
-    state: dict[str, Any],
-    path: Path,
-    encoder: nn.Module,
-    predictor: nn.Module,
-    target_encoder: nn.Module,
-    target_projector: nn.Module,
-) -> None:
-    """Load what `path` held into a run's modules. Raises UserError, naming the first parameter that does not fit."""
-    modules = {"encoder": encoder, "predictor": predictor, "target_encoder": target_encoder}
-    modules["target_projector"] = target_projector  # absent from the checkpoints of before there was one
-    for name, module in modules.items():
-        load_state_dict_strict(module, strip_prefixes(state.get(name, {})), f"{path}: {name}")

@@ -16,33 +16,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 from app.vjepa.checkpoints import checkpoint_path, find_checkpoints, resume, save_checkpoint
 from app.vjepa.config import PretrainConfig
-from app.vjepa.health import Health
-from app.vjepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
-from app.vjepa.quick_probe import QuickProbe
-from app.vjepa.readout import Readout
-from app.vjepa.transforms import make_transforms
+from app.vjepa.diagnostics import Diagnostics
+from app.vjepa.metrics import MetricLogger
+from app.vjepa.online_probe import OnlineProbe
 from app.vjepa.utils import (
     Run,
     Schedule,
+    apply_checkpointing_and_compile,
     apply_schedule,
     init_opt,
     init_video_model,
     make_schedule,
-    make_target_encoder,
-    spare_and_compile,
 )
+from src.config.loading import save_config
+from src.datasets.augmentation import make_transforms
 from src.datasets.batch import Batch
 from src.datasets.data_manager import Loader, init_data
-from src.datasets.samplers import mix
+from src.datasets.samplers import hash_seed
 from src.datasets.transforms import normalize
+from src.jepa.build import make_target_encoder
+from src.jepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
+from src.launch.preemption import Preempted, listening, requested
 from src.masks import create_mask_collator
 from src.ops.compiled import keep_freed_memory
-from src.utils.board import Board
-from src.utils.config import save_config
-from src.utils.distributed import agree, barrier, current
+from src.utils.distributed import all_reduce_max, barrier, current
 from src.utils.environment import append_environment
+from src.utils.experiment_loggers import ExperimentLogger
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
-from src.utils.preemption import Preempted, listening, requested
 from src.utils.progress import Progress
 
 logger = get_logger(__name__)
@@ -66,7 +66,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     target_projector = make_target_encoder(predictor.projector)
     for module in (encoder, predictor, target_encoder, target_projector):
         module.to(device)
-    spare_and_compile(args, encoder, predictor, target_encoder)
+    apply_checkpointing_and_compile(args, encoder, predictor, target_encoder)
     optimizer = init_opt(encoder, predictor, args)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and args.meta.dtype == "float16")
     model: nn.Module = VideoJEPA(encoder, predictor)
@@ -91,7 +91,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
 def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
     """The training data, with masks drawn beside it."""
     data = args.data
-    blocks = {"equalize": data.mask_equalize} if data.mask_type == "multiblock3d" else {}
+    blocks = {"length_matching": data.length_matching} if data.mask_type == "multiblock3d" else {}
     collator = create_mask_collator(
         data.mask_type,
         args.mask_dicts(),
@@ -137,47 +137,49 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     rank, world_size, device = current()
     total, first = args.optimization.epochs * run.steps_per_epoch, rank == 0
     if run.step >= total:
-        QuickProbe(args, run, Board(args.output_folder(), enabled=False), resumed, first).look()  # if it was cut short
+        none = ExperimentLogger(args.output_folder(), enabled=False)
+        OnlineProbe(args, run, none, resumed, first).evaluate()  # the last one may have been cut short
         logger.info(f"nothing to do: {checkpoint_path(args)} has all {total} steps; choose another logging.folder")
         return
     if first:
         save_config(args, args.output_folder() / "params-pretrain.yaml")  # a finished run keeps the one that made it
         append_environment(args.output_folder(), device, world_size)
     schedule = make_schedule(args, run.steps_per_epoch)
-    board = Board(args.output_folder(), run.step, args.logging.wandb, enabled=first)
-    readout, health = Readout(args, run, board, resumed, first), Health(args, run, board, resumed, first)
-    probe = QuickProbe(args, run, board, resumed, first)
-    # On a GPU reading a number waits for the device, so numbers are kept there and read together every few steps.
+    loggers = ExperimentLogger(args.output_folder(), run.step, args.logging.wandb, enabled=first)
+    metrics = MetricLogger(args, run, loggers, resumed, first)
+    diagnostics = Diagnostics(args, run, loggers, resumed, first)
+    probe = OnlineProbe(args, run, loggers, resumed, first)
+    # On a GPU reading a number waits for the device, so metrics are kept there and read together every few steps.
     read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
     save_after = 60 * (args.logging.save_every_minutes or math.inf)
     loss, saved = math.nan, time.perf_counter()
-    with board, listening(), Progress(total, run.step, args.logging.log_every, enabled=first) as progress:
-        probe.look()  # the encoder as it was drawn, or at the end of an epoch that was saved and not judged
+    with loggers, listening(), Progress(total, run.step, args.logging.log_every, enabled=first) as progress:
+        probe.evaluate()  # before step 0, or at the end of an epoch that was saved but not yet probed
         batches = progress.waiting_for(loader)
-        readout.restart(progress)
+        metrics.restart(progress)
         while run.step < total:
             group, now = list(islice(batches, args.optimization.accumulate_steps)), schedule(run.step)
-            with health.watch(group[-1]):
-                readout.take(train_step(args, run, group, now), now, group)
+            with diagnostics.evaluate(group[-1]):
+                metrics.append(train_step(args, run, group, now), now, group)
             run.step += 1
             run.samples += run.samples_per_step
-            stop, overdue = agree(requested(), time.perf_counter() - saved > save_after)
+            stop, overdue = all_reduce_max(requested(), time.perf_counter() - saved > save_after)
             save = run.step % run.steps_per_epoch == 0 or overdue or stop
             if save or run.step % read_every == 0:
-                loss = readout.read(progress)
+                loss = metrics.flush(progress)
             if save:
                 if first:
                     save_checkpoint(run, args, loss, world_size)
                 saved = time.perf_counter()
-                readout.restart(progress)  # a step's time is without the checkpoint before it
+                metrics.restart(progress)  # a step's time is without the checkpoint before it
             epoch = (run.step - 1) // run.steps_per_epoch + 1
-            progress.advance(run.samples_per_step, alarms=health.warned, epoch=epoch, loss=loss)
+            progress.advance(run.samples_per_step, alarms=diagnostics.warned, epoch=epoch, loss=loss)
             if stop and run.step < total:
                 barrier()  # nobody leaves before all is on the disk
                 raise Preempted(stop, f"{checkpoint_path(args)} has all {run.step} steps so far")
-            if probe.look():
-                readout.restart(progress)
-    for log in (readout, health, probe):
+            if probe.evaluate():
+                metrics.restart(progress)
+    for log in (metrics, diagnostics, probe):
         log.close()
     if rank == 0:
         logger.info(f"done: {checkpoint_path(args)}")
@@ -194,7 +196,7 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
     parts = []
     for i, batch in enumerate(group):
         # Stochastic depth: the same after resuming, and whichever process computes the batch.
-        torch.manual_seed(mix(args.meta.seed, batch.step * world_size + rank))
+        torch.manual_seed(hash_seed(args.meta.seed, batch.step * world_size + rank))
         batch = batch.to(device)
         clips = normalize(torch.cat(batch.clips))
         # With several clips of a video (num_clips > 1) each sample's masks serve all of its clips.
@@ -203,7 +205,7 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
         synchronise = i + 1 == len(group) or not isinstance(run.model, DistributedDataParallel)
         with nullcontext() if synchronise else run.model.no_sync():
             with autocast(args, device):
-                targets = make_targets(run.target, clips, masks_pred, args.loss.target_norm, args.loss.target_pooled)
+                targets = make_targets(run.target, clips, masks_pred, args.loss.target_norm, args.loss.clip_mean_weight)
                 predictions = run.model(clips, masks_enc, masks_pred)
             losses = jepa_losses(
                 predictions, targets, args.loss.loss_exp, args.loss.reg_coeff, shrink=args.study.shrink_variance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,38 +12,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from app.vjepa.config import PretrainConfig
-from app.vjepa.faults import redraw
-from src.models.backbone import init_fan_in
+from src.jepa.build import build_encoder_and_predictor
+from src.models.backbone import VideoEncoder
 from src.models.decay import decays
-from src.models.spec import encoder_spec, predictor_spec
+from src.models.predictor import Predictor
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock
 from src.utils.schedulers import cosine, linear, schedule_steps, warmup_cosine
 
 
-def init_video_model(cfg: PretrainConfig) -> tuple[nn.Module, nn.Module]:
-    """Encoder and predictor of a configuration, initialised from meta.seed (so a random baseline can be made again)."""
-    torch.manual_seed(cfg.meta.seed)
-    config = cfg.model_dump()
-    encoder = encoder_spec(config).build()
-    predictor = predictor_spec(config).build()
-    if cfg.model.init == "fan_in":
-        encoder.apply(init_fan_in)
-        predictor.apply(init_fan_in)
-    redraw(cfg.study, encoder, predictor)
-    return encoder, predictor
+def init_video_model(cfg: PretrainConfig) -> tuple[VideoEncoder, Predictor]:
+    """Encoder and predictor of a configuration, initialised from meta.seed."""
+    return build_encoder_and_predictor(cfg.model_dump())
 
 
-def make_target_encoder(encoder: nn.Module) -> nn.Module:
-    """Copy of the encoder, or of the projector behind it, that only the EMA changes.
-
-    It has no gradients and is in eval mode (no stochastic depth).
-    """
-    target = copy.deepcopy(encoder).eval()
-    return target.requires_grad_(False)
-
-
-def spare_and_compile(cfg: PretrainConfig, *modules: nn.Module) -> None:
+def apply_checkpointing_and_compile(cfg: PretrainConfig, *modules: nn.Module) -> None:
     """Do as model.use_activation_checkpointing and model.compile_model say, in place; names and results stay.
 
     Block by block: what is kept for the backward pass is then the input of each, and all blocks of a trunk share what

@@ -1,4 +1,4 @@
-"""Pretraining as a world model: does what is predicted from the first frames pick out the true future?
+"""Future prediction: is the feature predicted from the first frames nearest to that of the true future?
 
 Legend: B clips, N candidates, F tubelets of the future.
 """
@@ -18,18 +18,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from app.reporting.futures import STRIP
-from app.vjepa.config import PretrainConfig
+from evals.classification.results import print_table
 from evals.config import FutureConfig
+from evals.future_prediction.future_predictor import FuturePredictor, load_future_predictors
 from evals.future_prediction.scoring import ALL, CANDIDATES, DISTRACTORS, Choice, choices, distances, make_candidates
-from evals.future_prediction.strip import save_strip
-from evals.future_prediction.world_model import WorldModel, load_world_models
-from evals.listing import Listing, draw_subset, read_listing
-from evals.report import print_table
+from evals.future_prediction.strip import STRIP, save_strip
+from src.config.loading import check_ready, save_config
 from src.datasets.data_manager import Loader, init_data
 from src.datasets.transforms import EvalTransform, normalize
 from src.masks.utils import generator
-from src.utils.config import check_ready, save_config
+from src.probes.sample_list import SampleList, draw_subset, read_sample_list
 from src.utils.distributed import barrier, current, gather_objects, is_main
 from src.utils.errors import UserError
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
@@ -58,28 +56,28 @@ def main(args_eval: FutureConfig, resume_preempt: bool = False) -> dict[str, Any
     check_ready(args_eval, "config")
     cfg, started = args_eval, time.monotonic()
     quiet_other_ranks(current().rank)
-    models, trained_as, source = load_world_models(cfg.checkpoint_path(), cfg.context_tubelets)
-    listing = _listing(cfg)
+    models, trained_as, source = load_future_predictors(cfg.pretrain, cfg.context_tubelets)
+    samples = _samples(cfg)
     if is_main():
         save_config(cfg, cfg.output_folder() / f"{cfg.pretrain.write_tag}-config.yaml")
         logger.info(f"pretrained: {source}")
-    measured = measure(models, _loader(cfg, trained_as, listing), cfg.seed)
+    measured = measure(models, _loader(cfg, trained_as, samples), cfg.seed)
     parts = gather_objects(measured.distances)
     if not is_main():
         return None
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     counted = len(found["pretrained"])
     if not counted:
-        raise UserError(f"data.dataset_val: {listing.source}: fewer than two clips could be read: none has a rival")
+        raise UserError(f"data.dataset_val: {samples.source}: fewer than two clips could be read: none has a rival")
     context = {
         "eval_name": cfg.eval_name,
         "tag": cfg.tag,
         "data": cfg.data.dataset_type,
         "checkpoint": source,
-        "val": {"list": str(cfg.data.dataset_val), "samples": counted, "missing": len(listing) - counted},
+        "val": {"list": str(cfg.data.dataset_val), "samples": counted, "missing": len(samples) - counted},
         "context_tubelets": cfg.context_tubelets,
         "tubelets": cfg.context_tubelets + models["pretrained"].future_tubelets,
-        "max_temporal_keep": [mask.max_temporal_keep for mask in trained_as.mask],
+        "max_temporal_keep": [mask.get("max_temporal_keep") for mask in trained_as["mask"]],
         "seed": cfg.seed,
         "seconds": time.monotonic() - started,
     }
@@ -93,32 +91,32 @@ def main(args_eval: FutureConfig, resume_preempt: bool = False) -> dict[str, Any
     return results
 
 
-def _listing(cfg: FutureConfig) -> Listing:
-    """The clips to judge on, all or some; every process has a list of its own with the same content."""
-    listing = read_listing(str(cfg.data.dataset_val), cfg.data.dataset_type, "data.dataset_val")
+def _samples(cfg: FutureConfig) -> SampleList:
+    """The clips to evaluate on, all or some; every process has a list of its own with the same content."""
+    samples = read_sample_list(str(cfg.data.dataset_val), cfg.data.dataset_type, "data.dataset_val")
     prepare_folder(cfg.output_folder(), "folder")
-    if cfg.data.max_val_samples is not None and cfg.data.max_val_samples < len(listing):
-        ids = draw_subset(listing, cfg.data.max_val_samples, cfg.seed)
+    if cfg.data.max_val_samples is not None and cfg.data.max_val_samples < len(samples):
+        ids = draw_subset(samples, cfg.data.max_val_samples, cfg.seed)
         name = f"{cfg.pretrain.write_tag}-val-samples-r{current().rank}.csv"
-        listing = listing.subset(ids, cfg.output_folder() / name)
+        samples = samples.subset(ids, cfg.output_folder() / name)
         barrier()
-    if len(listing) < 2 * current().world_size:
-        raise UserError(f"data.dataset_val: {listing.source} has {len(listing)} clips: each process needs two or more")
-    return listing
+    if len(samples) < 2 * current().world_size:
+        raise UserError(f"data.dataset_val: {samples.source} has {len(samples)} clips: each process needs two or more")
+    return samples
 
 
-def _loader(cfg: FutureConfig, trained_as: PretrainConfig, listing: Listing) -> Loader:
+def _loader(cfg: FutureConfig, trained_as: dict[str, Any], samples: SampleList) -> Loader:
     """Clips as the model knows them, in batches of equal size as far as that goes: their statistics are alike then."""
-    data, (rank, world_size, device) = trained_as.data, current()
-    own = math.ceil(len(listing) / world_size)
+    data, (rank, world_size, device) = trained_as["data"], current()
+    own = math.ceil(len(samples) / world_size)
     return init_data(
         dataset_type="VideoDataset",
-        datasets=[listing.source],
+        datasets=[samples.source],
         batch_size=math.ceil(own / math.ceil(own / cfg.data.batch_size)),
-        transform=EvalTransform(data.crop_size),
-        num_frames=data.num_frames,
-        sampling_rate=cfg.data.frame_step or data.sampling_rate,
-        clip_duration=None if cfg.data.frame_step else data.clip_duration,
+        transform=EvalTransform(data["crop_size"]),
+        num_frames=data["num_frames"],
+        sampling_rate=cfg.data.frame_step or data["sampling_rate"],
+        clip_duration=None if cfg.data.frame_step else data["clip_duration"],
         random_clip_sampling=False,
         decoder=cfg.data.decoder,
         max_skip_fraction=cfg.data.max_skip_fraction,
@@ -133,7 +131,7 @@ def _loader(cfg: FutureConfig, trained_as: PretrainConfig, listing: Listing) -> 
 
 
 @torch.no_grad()
-def measure(models: dict[str, WorldModel], loader: Loader, seed: int) -> Measured:
+def measure(models: dict[str, FuturePredictor], loader: Loader, seed: int) -> Measured:
     """Distances of what 'pretrained', 'copy last', 'mean' and 'random' say, on this process's share of the clips.
 
     A batch of one clip, in which there is no other and nothing to normalise by, is left out.

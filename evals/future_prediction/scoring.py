@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.report import wilson_interval
+from evals.classification.results import wilson_interval
 
-TRUE, DISTRACTORS = "true", ("other clip", "reversed", "frozen")
+TRUE, DISTRACTORS = "true", ("other clip", "reversed", "static")
 CANDIDATES = (TRUE, *DISTRACTORS)
 ALL = "all"  # the true one among every candidate
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from app.reporting.drawing import GREY, INCH, figure
-from app.reporting.run import COLORS
 from evals.future_prediction.scoring import CANDIDATES
+from src.utils.plotting import COLORS, GREY, INCH, figure
 
+STRIP = "strip.png"  # its name in the folder of the results
 WIDTH, PANEL, PLOT = 12.0, 3.4, 2.3  # inches: the picture, one clip in it, the height of what is below the frames
 COLUMNS = 8  # most frames of a clip
 GAP = 0.03  # between frames, of their side

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from evals.classification.evaluation import Evaluation
+from evals.classification.task import Task, make_loader
 from evals.config import ImageProbeConfig
-from evals.evaluation import Evaluation
-from evals.listing import Listing
-from evals.task import Task
-from src.datasets.data_manager import Loader, init_data
+from src.config.loading import check_ready
+from src.datasets.data_manager import Loader
 from src.datasets.transforms import EvalTransform, TrainTransform
-from src.utils.config import check_ready
-from src.utils.distributed import current
+from src.probes.sample_list import SampleList
 
 SMALLEST_CROP = 0.08  # of the image, when the probe trains with augmentation
 SHORT_SIDE = 256 / 224  # images are resized to this times the resolution before their centre is cut out
@@ -31,31 +30,18 @@ def main(args_eval: ImageProbeConfig, resume_preempt: bool = False) -> dict[str,
 
 def build_task(cfg: ImageProbeConfig) -> Task:
     """Loaders and shapes of an image evaluation."""
-    d, o = cfg.data, cfg.optimization
+    d = cfg.data
     root = Path(str(d.root_path)) / d.image_folder
     train, val = (str(root / split) for split in SPLITS)
 
-    def make_loader(listing: Listing, mode: str, seed: int) -> Loader:
+    def loader(samples: SampleList, mode: str, seed: int) -> Loader:
         transform: TrainTransform | EvalTransform
         if mode == "augment":
             transform = TrainTransform(d.resolution, scale=(SMALLEST_CROP, 1.0))
         else:
             transform = EvalTransform(d.resolution, short_side=round(d.resolution * SHORT_SIDE))
-        rank, world_size, device = current()
-        return init_data(
-            dataset_type="ImageDataset",
-            datasets=[listing.source],
-            batch_size=o.batch_size,
-            transform=transform,
-            num_frames=cfg.pretrain.frames_per_clip,
-            num_workers=d.num_workers,
-            pin_mem=d.pin_mem and device.type == "cuda",
-            rank=rank,
-            world_size=world_size,
-            seed=seed,
-            training=mode == "augment",
-            folder=cfg.output_folder(),
-        )
+        frames = cfg.pretrain.frames_per_clip
+        return make_loader(cfg, samples, mode, seed, transform, dataset_type="ImageDataset", num_frames=frames)
 
     return Task(
         train=train,
@@ -66,6 +52,6 @@ def build_task(cfg: ImageProbeConfig) -> Task:
         segments=1,
         attend_across_segments=False,
         data_name=d.dataset_name,
-        make_loader=make_loader,
+        make_loader=loader,
         settings={"num_frames": cfg.pretrain.frames_per_clip, "short_side": SHORT_SIDE},
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from evals.classification.evaluation import Evaluation
+from evals.classification.finetuning import Tuning
 from evals.config import VideoFinetuneConfig
-from evals.evaluation import Evaluation
-from evals.finetune import Tuning
 from evals.video_classification_frozen.eval import build_task
-from src.utils.config import check_ready
+from src.config.loading import check_ready
 
 
 def main(args_eval: VideoFinetuneConfig, resume_preempt: bool = False) -> dict[str, Any] | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.vjepa.transforms import make_transforms
+from evals.classification.evaluation import Evaluation
+from evals.classification.task import Task, make_loader
 from evals.config import VideoProbeConfig
-from evals.evaluation import Evaluation
-from evals.listing import Listing
-from evals.task import Task
-from src.datasets.data_manager import Loader, init_data
+from src.config.loading import check_ready
+from src.datasets.augmentation import PretrainTransform, make_transforms
+from src.datasets.data_manager import Loader
 from src.datasets.transforms import EvalTransform
-from src.utils.config import check_ready
-from src.utils.distributed import current
+from src.probes.sample_list import SampleList
 
 SMALLEST_CROP = 0.08  # of the frame, when the probe trains with augmentation
 
@@ -39,7 +38,8 @@ def build_task(cfg: VideoProbeConfig) -> Task:
         "decoder": d.decoder,
     }
 
-    def make_loader(listing: Listing, mode: str, seed: int) -> Loader:
+    def loader(samples: SampleList, mode: str, seed: int) -> Loader:
+        transform: PretrainTransform | EvalTransform
         if mode == "augment":
             transform = make_transforms(
                 o.resolution,
@@ -50,23 +50,8 @@ def build_task(cfg: VideoProbeConfig) -> Task:
             )
         else:
             transform = EvalTransform(o.resolution, d.num_views_per_segment if mode == "val" else 1)
-        rank, world_size, device = current()
-        return init_data(
-            dataset_type="VideoDataset",
-            datasets=[listing.source],
-            batch_size=o.batch_size,
-            transform=transform,
-            random_clip_sampling=mode == "augment",
-            max_skip_fraction=d.max_skip_fraction,
-            num_workers=d.num_workers,
-            pin_mem=d.pin_mem and device.type == "cuda",
-            rank=rank,
-            world_size=world_size,
-            seed=seed,
-            training=mode == "augment",
-            folder=cfg.output_folder(),
-            **sampling,
-        )
+        reading = {"random_clip_sampling": mode == "augment", "max_skip_fraction": d.max_skip_fraction, **sampling}
+        return make_loader(cfg, samples, mode, seed, transform, dataset_type="VideoDataset", **reading)
 
     return Task(
         train=str(d.dataset_train),
@@ -76,7 +61,7 @@ def build_task(cfg: VideoProbeConfig) -> Task:
         resolution=o.resolution,
         segments=d.num_segments,
         attend_across_segments=o.attend_across_segments,
-        make_loader=make_loader,
+        make_loader=loader,
         settings={**sampling, "views": d.num_views_per_segment},
         clip_positions=o.clip_positions,
     )

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.datasets.video_dataset import Sample
+from src.datasets.clip_reader import Sample
 
 # The mask collators of src/masks: (samples, step) -> (collated samples, masks_enc, masks_pred).
 MaskCollator = Callable[..., tuple[Any, list[Tensor] | None, list[Tensor] | None]]
 
 
 class Skipped(NamedTuple):
-    """A video that could not be used, by the kinds of src/datasets/decode.py."""
+    """A video that could not be used, by the kinds of src/datasets/decoding/decode.py."""
 
     path: str
     kind: str

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.datasets.batch import Collate, MaskCollator
-from src.datasets.fetch import ClipSource
-from src.datasets.frame_sampling import ClipSampling
+from src.datasets.clip_reader import ClipReader, Transform, to_tensor
+from src.datasets.decoding.frame_sampling import ClipSampling
+from src.datasets.embedded.motion import EMBEDDED, ensure_embedded
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.loader import Loader
-from src.datasets.motion import EMBEDDED, ensure_embedded
-from src.datasets.shards import expand, is_url
-from src.datasets.skips import SkipReport
-from src.datasets.video_dataset import Transform, VideoDataset
-from src.datasets.web_dataset import WebVideoDataset
-from src.datasets.web_stream import WebVideoStream
+from src.datasets.sample_fetcher import ClipSource
+from src.datasets.skipped import SkipReport
+from src.datasets.video_dataset import VideoDataset
+from src.datasets.webdataset.shards import expand, is_url
+from src.datasets.webdataset.web_dataset import WebVideoDataset
+from src.datasets.webdataset.web_stream import WebVideoStream
 from src.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,13 +60,13 @@ def init_data(
     """Batches of a data set.
 
     Args:
-        dataset_type: one of DATASET_TYPES. The embedded ones (src/datasets/motion.py) write themselves where absent.
+        dataset_type: one of DATASET_TYPES. The embedded ones (src/datasets/embedded) write themselves where absent.
         datasets: lists of `path label` lines; folders of class folders for ImageDataset; shards for WebVideoDataset.
         batch_size: samples per rank and step.
         transform: frames and a generator -> a clip, or a list of views.
         collator: draws masks (src/masks); None for evaluation.
         num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap: see ClipSampling.
-        filter_short_videos, filter_long_videos, pad_truncated, decoder: see VideoDataset.
+        filter_short_videos, filter_long_videos, pad_truncated, decoder: see ClipReader.
         datasets_weights: how often each data set is drawn from, in training.
         max_skip_fraction: stop with a UserError when a larger share of the videos cannot be used.
         start_step, total_steps: which steps of the run to yield, in training.
@@ -82,13 +83,14 @@ def init_data(
     sampling = ClipSampling(
         num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap
     )
-    how = (transform, filter_short_videos, filter_long_videos, decoder, pad_truncated)
+    transform = transform or to_tensor
+    reader = ClipReader(sampling, transform, filter_short_videos, filter_long_videos, decoder, pad_truncated)
     skips = SkipReport(max_skip_fraction, folder)
     source: ClipSource | WebVideoStream
     if dataset_type == "VideoDataset" or dataset_type in EMBEDDED:
         for root in dict.fromkeys(Path(path).parent for path in datasets) if dataset_type in EMBEDDED else ():
             ensure_embedded(root, dataset_type)
-        source = VideoDataset(datasets, sampling, *how)
+        source = VideoDataset(datasets, reader)
     elif dataset_type == "ImageDataset":
         source = ImageDataset(datasets, transform, num_frames)
     elif dataset_type == "WebVideoDataset":
@@ -97,10 +99,9 @@ def init_data(
         if any(is_url(url) for url in urls):
             if datasets_weights is not None:
                 raise UserError("data.datasets_weights does not work with streamed shards: list a shard more than once")
-            readers = (rank, world_size, num_workers, seed)
-            source = WebVideoStream(urls, batch_size, training, sampling, *how, *readers)
+            source = WebVideoStream(urls, batch_size, training, reader, rank, world_size, num_workers, seed)
         else:
-            source = WebVideoDataset(shards, sampling, *how)
+            source = WebVideoDataset(shards, reader)
             skips.note(source.faults)
     else:
         raise UserError(f"data.dataset_type {dataset_type!r} is not one of {', '.join(DATASET_TYPES)}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from src.datasets.decode import DecodeError
+from src.datasets.clip_reader import Sample, Transform, to_tensor
+from src.datasets.decoding.decode import DecodeError
 from src.datasets.lists import PackedStrings, read_list, resolve
-from src.datasets.video_dataset import Sample, Transform, to_tensor
 from src.utils.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})

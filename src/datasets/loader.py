@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from src.datasets.batch import Batch, Collate
-from src.datasets.fetch import ClipSource, DrawDataset, Progress, StartWorker
-from src.datasets.samplers import DrawOrder, EvalSampler, TrainingSampler
-from src.datasets.skips import SkipReport
-from src.datasets.web_stream import WebVideoStream
+from src.datasets.sample_fetcher import ClipSource, SampleRefDataset, StartWorker, WorkerTracker
+from src.datasets.samplers import EpochSampler, EvalSampler, TrainingSampler
+from src.datasets.skipped import SkipReport
+from src.datasets.webdataset.web_stream import WebVideoStream
 from src.utils.errors import UserError
 
 
@@ -52,12 +52,12 @@ class Loader:
         self._batch_size, self._num_workers = batch_size, num_workers
         self._pin_mem = pin_mem and torch.cuda.is_available()
         self._rank, self._world_size, self._seed, self._training = rank, world_size, seed, training
-        self._order: DrawOrder | None = None
+        self._order: EpochSampler | None = None
         if training and not isinstance(source, WebVideoStream):
-            self._order = DrawOrder(source.sizes, weights, seed)
+            self._order = EpochSampler(source.sizes, weights, seed)
         self.start_step, self._total_steps = start_step, total_steps
         self.start_position: int | None = None
-        self._progress = Progress(max(num_workers, 1))
+        self._tracker = WorkerTracker(max(num_workers, 1))
         self._evaluation_loader: DataLoader | None = None
 
     @property
@@ -122,7 +122,7 @@ class Loader:
     def _explain(self, error: RuntimeError) -> None:
         if not str(error).startswith("DataLoader worker"):
             return
-        files = sorted({self._source.path(i) for i in self._progress.dead(str(error)).values()})
+        files = sorted({self._source.path(i) for i in self._tracker.dead(str(error)).values()})
         raise UserError(
             f"a data worker was killed (out of memory?) while reading {', '.join(files) or 'its first file'}; "
             f"try a smaller data.num_workers, or remove the file: {error}"
@@ -149,16 +149,16 @@ class Loader:
         how: dict[str, Any] = {"collate_fn": self._collate}
         if isinstance(self._source, WebVideoStream):
             source, how["batch_size"] = self._source, None
-            self._source.progress = self._progress
+            self._source.tracker = self._tracker
             if self._training:
                 self._source.start_step, self._source.total_steps = self.start_step, self.total_steps
         else:
-            source, how["batch_sampler"] = DrawDataset(self._source, self._order, self._progress), self._sampler()
+            source, how["batch_sampler"] = SampleRefDataset(self._source, self._order, self._tracker), self._sampler()
         loader = DataLoader(
             source,
             num_workers=self._num_workers,
             pin_memory=self._pin_mem,
-            worker_init_fn=StartWorker(self._progress),
+            worker_init_fn=StartWorker(self._tracker),
             persistent_workers=self._num_workers > 0 and not self._training,
             **how,
         )

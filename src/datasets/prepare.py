@@ -31,10 +31,20 @@ from typing import Any
 
 import numpy as np
 
-from src.datasets.decode import DecodeError
+from src.datasets.decoding.decode import DecodeError
+from src.datasets.decoding.transcode import Recipe, transcode
 from src.datasets.lists import read_list, resolve
-from src.datasets.prepared import MANIFEST, PLAN, UNREADABLE, check, read_rows, rows_file, sync, tar_file, write
-from src.datasets.transcode import Recipe, transcode
+from src.datasets.webdataset.prepared_shards import (
+    MANIFEST,
+    PLAN,
+    UNREADABLE,
+    check,
+    read_rows,
+    rows_file,
+    sync,
+    tar_file,
+    write,
+)
 from src.utils.errors import UserError, run_cli
 from src.utils.progress import Progress
 

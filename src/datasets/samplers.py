@@ -19,7 +19,7 @@ _BLOCK = 1024
 _MASK = (1 << 64) - 1
 
 
-class Draw(NamedTuple):
+class SampleRef(NamedTuple):
     """One sample of one step: which, when, and the seed of everything random about it."""
 
     index: int  # type: ignore[assignment]  # in place of tuple.index, which nobody calls
@@ -27,7 +27,7 @@ class Draw(NamedTuple):
     seed: int
 
 
-def mix(*values: int) -> int:
+def hash_seed(*values: int) -> int:
     """A 63-bit hash of integers, for seeds independent of their neighbours (splitmix64, Steele et al. 2014)."""
     state = 0
     for value in values:
@@ -43,7 +43,7 @@ def _permutation(size: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(size)
 
 
-class DrawOrder:
+class EpochSampler:
     """The endless sequence of samples of a run over one data set, or several joined end to end.
 
     Args:
@@ -65,20 +65,20 @@ class DrawOrder:
         """The sample at a position of the sequence."""
         dataset, nth = self._dataset(position)
         size = self._sizes[dataset]
-        permutation = _permutation(size, mix(self._seed, 1, dataset, nth // size))
+        permutation = _permutation(size, hash_seed(self._seed, 1, dataset, nth // size))
         return int(self._starts[dataset]) + int(permutation[nth % size])
 
     def replacement(self, index: int, seed: int, attempt: int) -> int:
         """Another sample of the same data set, for one that could not be read."""
         dataset = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return int(self._starts[dataset]) + mix(seed, 2, attempt) % self._sizes[dataset]
+        return int(self._starts[dataset]) + hash_seed(seed, 2, attempt) % self._sizes[dataset]
 
     def _dataset(self, position: int) -> tuple[int, int]:
         """Which data set a position draws from, and how many draws that set had before."""
         if len(self._sizes) == 1:
             return 0, position
         block, offset = divmod(position, _BLOCK)
-        plan = _block_plan(tuple(self._counts.tolist()), mix(self._seed, 3, block))
+        plan = _block_plan(tuple(self._counts.tolist()), hash_seed(self._seed, 3, block))
         dataset = int(plan[offset])
         return dataset, block * int(self._counts[dataset]) + int((plan[:offset] == dataset).sum())
 
@@ -109,7 +109,7 @@ class TrainingSampler:
 
     def __init__(
         self,
-        order: DrawOrder,
+        order: EpochSampler,
         batch_size: int,
         total_steps: int,
         start_step: int = 0,
@@ -126,11 +126,11 @@ class TrainingSampler:
     def __len__(self) -> int:
         return max(self._total_steps - self._start_step, 0)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in range(self._start_step, self._total_steps):
             first = self._offset + (step * self._world_size + self._rank) * self._batch_size
             positions = range(first, first + self._batch_size)
-            yield [Draw(self._order.index(p), step, mix(self._seed, 0, p)) for p in positions]
+            yield [SampleRef(self._order.index(p), step, hash_seed(self._seed, 0, p)) for p in positions]
 
 
 class EvalSampler:
@@ -143,7 +143,7 @@ class EvalSampler:
     def __len__(self) -> int:
         return -(-len(self._indices) // self._batch_size)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in range(len(self)):
             chunk = self._indices[step * self._batch_size : (step + 1) * self._batch_size]
-            yield [Draw(i, step, mix(self._seed, 0, i)) for i in chunk]
+            yield [SampleRef(i, step, hash_seed(self._seed, 0, i)) for i in chunk]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from src.masks.collator import BaseMaskCollator, Generator
-from src.masks.utils import Grid, generator, num_kept, pick, read_ratio, tubes_to_tokens
+from src.masks.utils import generator, num_kept, pick, read_ratio, tubes_to_tokens
+from src.utils.token_grid import Grid
 
 
 class MaskCollator(BaseMaskCollator):
@@ -20,7 +21,7 @@ class MaskCollator(BaseMaskCollator):
 
     def make_generator(self, cfg: Mapping[str, Any], where: str) -> Generator:
         """The generator of one mask config."""
-        kept = num_kept(self.grid.height, read_ratio(cfg, where), "rows of patches", where)
+        kept = num_kept(self.grid.h, read_ratio(cfg, where), "rows of patches", where)
         return partial(clip_rows, self.grid, kept)
 
 
@@ -28,10 +29,10 @@ def clip_rows(
     grid: Grid, kept: int, batch_size: int, key: tuple[int, ...], place: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Context of `kept` rows (B, T * kept * W) and targets of all others, ascending token indices."""
-    rows = pick(np.ones((batch_size, grid.height), dtype=bool), kept, generator(*key, place))
-    masked_BH = np.ones((batch_size, grid.height), dtype=bool)
+    rows = pick(np.ones((batch_size, grid.h), dtype=bool), kept, generator(*key, place))
+    masked_BH = np.ones((batch_size, grid.h), dtype=bool)
     np.put_along_axis(masked_BH, rows, False, axis=1)
-    masked = np.repeat(masked_BH, grid.width, axis=1)
-    context = pick(~masked, kept * grid.width, None)
-    target = pick(masked, (grid.height - kept) * grid.width, None)
+    masked = np.repeat(masked_BH, grid.w, axis=1)
+    context = pick(~masked, kept * grid.w, None)
+    target = pick(masked, (grid.h - kept) * grid.w, None)
     return tubes_to_tokens(context, grid), tubes_to_tokens(target, grid)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from src.masks.utils import Grid
 from src.utils.errors import UserError
+from src.utils.token_grid import Grid
 
 # (batch size, key of the draw, place of the batch in its step) -> context (B, K), targets (B, M), int64 token indices
 Generator = Callable[[int, tuple[int, ...], int], tuple[np.ndarray, np.ndarray]]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from src.masks.collator import BaseMaskCollator, Generator
-from src.masks.utils import Grid, generator, num_kept, pick, read_ratio, tubes_to_tokens
+from src.masks.utils import generator, num_kept, pick, read_ratio, tubes_to_tokens
+from src.utils.token_grid import Grid
 
 
 class MaskCollator(BaseMaskCollator):

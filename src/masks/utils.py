@@ -1,4 +1,4 @@
-"""What every kind of mask shares: the token grid, gathering by index, and drawing index sets of equal length.
+"""What every kind of mask shares: gathering by index, and drawing index sets of equal length.
 
 Legend: B batch, P pool of candidates, U units (whole tubes or single tokens), T tubelets, H W patches, N = T*H*W tokens
 in raster order (time slowest), K kept tokens, D width.
@@ -7,7 +7,6 @@ in raster order (time slowest), K kept tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from src.utils.errors import UserError
+from src.utils.token_grid import Grid
 
 
 @overload
@@ -42,64 +42,6 @@ def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: bool = True
         lengths = [tokens.size(1) for tokens in kept]
         raise ValueError(f"apply_masks: only masks of one length can be concatenated, got {lengths}; use concat=False")
     return torch.cat(kept, dim=0)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Size of a clip in tokens: T tubelets, H x W patches."""
-
-    duration: int
-    height: int
-    width: int
-
-    @property
-    def area(self) -> int:
-        """Spatial positions per tubelet, H * W."""
-        return self.height * self.width
-
-    @property
-    def num_tokens(self) -> int:
-        """N = T * H * W."""
-        return self.duration * self.area
-
-    @classmethod
-    def from_clip(
-        cls,
-        crop_size: int | Sequence[int],
-        num_frames: int,
-        patch_size: int | Sequence[int],
-        tubelet_size: int,
-    ) -> Grid:
-        """Divide a clip (pixels, frames) into tokens; UserError when it does not divide."""
-        height, width = _pair(crop_size, "crop_size")
-        patch_h, patch_w = _pair(patch_size, "patch_size")
-        if min(height, width, patch_h, patch_w, num_frames, tubelet_size) < 1:
-            raise UserError("data: crop_size, patch_size, num_frames and tubelet_size must all be at least 1")
-        for side, patch in ((height, patch_h), (width, patch_w)):
-            if side % patch:
-                raise UserError(
-                    f"data.crop_size {side} is not divisible by data.patch_size {patch}; "
-                    f"the nearest crops that are: {_neighbours(side, patch)}"
-                )
-        if num_frames % tubelet_size:
-            raise UserError(
-                f"data.num_frames {num_frames} is not divisible by data.tubelet_size {tubelet_size}; "
-                f"the nearest lengths that are: {_neighbours(num_frames, tubelet_size)}"
-            )
-        return cls(num_frames // tubelet_size, height // patch_h, width // patch_w)
-
-
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if len(value) != 2:
-        raise UserError(f"data.{name} must be one number or a pair (height, width), got {value!r}")
-    return int(value[0]), int(value[1])
-
-
-def _neighbours(size: int, step: int) -> str:
-    below, above = size // step * step, (size // step + 1) * step
-    return f"{below} or {above}" if below else str(above)
 
 
 def read_keys(
@@ -167,5 +109,5 @@ def pick(allowed_BU: np.ndarray, count: int, rng: np.random.Generator | None) ->
 
 def tubes_to_tokens(tubes_BK: np.ndarray, grid: Grid) -> np.ndarray:
     """Token indices (B, T * K), ascending, of spatial positions (B, K) taken in every tubelet."""
-    offset_T1 = np.arange(grid.duration, dtype=np.int64)[:, None] * grid.area
+    offset_T1 = np.arange(grid.t, dtype=np.int64)[:, None] * grid.area
     return (tubes_BK[:, None, :] + offset_T1).reshape(len(tubes_BK), -1)

@@ -16,8 +16,9 @@ from src.masks.utils import apply_masks
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock, MambaMixer, RMSNorm
 from src.models.utils.patch_embed import PatchEmbed3D
-from src.models.utils.pos_embs import Grid, interpolate_pos_embed, sincos_pos_embed_3d, token_grid
+from src.models.utils.pos_embs import interpolate_pos_embed, sincos_pos_embed_3d
 from src.utils.errors import UserError
+from src.utils.token_grid import Grid, token_grid
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -80,6 +81,14 @@ def hybrid_trunk(
     return nn.ModuleList((mamba, attention)[i % 2][i] for i in range(depth)), norm
 
 
+# What a predictor's trunk is chosen from, by its mixer: (dim, depth, **options) -> blocks and final norm.
+TRUNKS: dict[str, Callable[..., tuple[nn.ModuleList, nn.Module]]] = {
+    "attention": attention_trunk,
+    "mamba": mamba_trunk,
+    "hybrid": hybrid_trunk,
+}
+
+
 def init_linear(module: nn.Module, std: float = 0.02) -> None:
     """ViT's initialisation of one module: truncated normal weights, zero biases."""
     if isinstance(module, nn.Linear):
@@ -126,7 +135,7 @@ class VideoEncoder(nn.Module):
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
         self.embed_dim = embed_dim
         self.uniform_power = uniform_power
-        self.unseen_options: dict[str, Any] = {}  # those that no tensor of the state dict shows
+        self.non_tensor_config: dict[str, Any] = {}  # those that no tensor of the state dict shows
         self.grid = token_grid(num_frames, img_size, patch_size, tubelet_size)
         self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim)
 

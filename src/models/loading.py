@@ -31,7 +31,7 @@ TARGET = "target_encoder"
 _PLACES = (TARGET, "model", "module", "")
 
 
-class Source(NamedTuple):
+class CheckpointEntry(NamedTuple):
     """One model of a file, its tensors still on the disk.
 
     `key` is where in the file it is, '' if the model is all there is; `spec` is set where the file says what it is, as
@@ -70,21 +70,21 @@ def load_encoder(path: str | Path, key: str | None = None, **changes: Any) -> Vi
     Its forward takes normalised clips (B, C, T, H, W), ImageNet's mean and deviation, and gives tokens (B, N, D).
 
     Args:
-        path: checkpoint of ours, folder written by src.utils.export (or the .safetensors in it), V-JEPA's .pth.tar, or
+        path: checkpoint of ours, folder written by src.models.export (or the .safetensors in it), V-JEPA's .pth.tar, or
             VideoMamba's .pth (image and video models).
         key: which of the file's models, such as 'encoder'. Unset or target_encoder: that, or VideoMamba's place.
-        changes: see `fit_encoder`.
+        changes: see `adapt_state_dict`.
 
     Raises:
         UserError: no such file or key, damaged, holding code, another model, or a tensor that does not fit; one line.
     """
-    weights = fit_encoder(open_weights(path, key), **changes)
+    weights = adapt_state_dict(open_weights(path, key), **changes)
     encoder = weights.build()
     logger.info(str(weights.report))
     return encoder
 
 
-def open_weights(path: str | Path, key: str | None = None) -> Source:
+def open_weights(path: str | Path, key: str | None = None) -> CheckpointEntry:
     """Find a model in a file without reading its tensors yet. Arguments and errors are those of `load_encoder`."""
     path = Path(path)
     if path.is_dir() or path.suffix == ".safetensors":
@@ -92,10 +92,10 @@ def open_weights(path: str | Path, key: str | None = None) -> Source:
     return _pick(load(path, mmap=True), key, path)
 
 
-def _pick(state: dict[str, Any], key: str | None, path: Path) -> Source:
+def _pick(state: dict[str, Any], key: str | None, path: Path) -> CheckpointEntry:
     if key in (None, TARGET):
         if state and _are_weights(state):
-            return Source(path, "", state, None, {})
+            return CheckpointEntry(path, "", state, None, {})
         key = next((place for place in _PLACES if place in state), TARGET)
     if not _are_weights(state.get(key)):
         found = [name for name, value in state.items() if value and _are_weights(value)]
@@ -105,11 +105,11 @@ def _pick(state: dict[str, Any], key: str | None, path: Path) -> Source:
         spec = EncoderSpec(**state["spec"])  # an encoder that was tuned, perhaps at sizes of its own
     elif "config" in state:
         spec = _by_config(encoder_spec, state, path)
-    return Source(path, key, state[key], spec, state)
+    return CheckpointEntry(path, key, state[key], spec, state)
 
 
-def fit_encoder(
-    source: Source,
+def adapt_state_dict(
+    source: CheckpointEntry,
     *,
     model_name: str | None = None,
     img_size: int | None = None,
@@ -204,8 +204,8 @@ def _by_config(read: Callable[[Mapping[str, Any]], T], state: Mapping[str, Any],
         raise UserError(f"{path}: its config is not a pretraining config of this version: {one_line(error)}") from None
 
 
-def _open_export(path: Path, key: str | None) -> Source:
-    """The encoder of a folder that src.utils.export wrote."""
+def _open_export(path: Path, key: str | None) -> CheckpointEntry:
+    """The encoder of a folder that src.models.export wrote."""
     weights = path / WEIGHTS_FILE if path.is_dir() else path
     about = weights.with_name(CONFIG_FILE)
     try:
@@ -215,11 +215,11 @@ def _open_export(path: Path, key: str | None) -> Source:
         tensors = load_file(weights)
     except OSError as error:
         file = error.filename or weights
-        raise UserError(f"{file}: {error.strerror or 'no such file'}: not what src.utils.export wrote") from None
+        raise UserError(f"{file}: {error.strerror or 'no such file'}: not what src.models.export wrote") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{about}: not what src.utils.export wrote: {one_line(error)}") from None
+        raise UserError(f"{about}: not what src.models.export wrote: {one_line(error)}") from None
     except SafetensorError as error:
         raise UserError(f"{weights}: damaged weights: {one_line(error)}") from None
     if key not in (None, own) and not (key == TARGET and own in _PLACES):
         raise UserError(f"{path}: it was exported from '{own}' and has no '{key}'")
-    return Source(weights, own, tensors, spec, {"training": training})
+    return CheckpointEntry(weights, own, tensors, spec, {"training": training})

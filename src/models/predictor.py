@@ -5,17 +5,17 @@ Legend: B batch, K context tokens, M target tokens, N tokens of the grid, D enco
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from src.masks.utils import apply_masks
-from src.models.backbone import LayerNorm, attention_trunk, hybrid_trunk, init_linear, mamba_trunk
+from src.models.backbone import TRUNKS, init_linear
 from src.models.utils.attention import Mlp
-from src.models.utils.pos_embs import sincos_pos_embed_3d, token_grid
+from src.models.utils.pos_embs import sincos_pos_embed_3d
 from src.utils.errors import UserError
+from src.utils.token_grid import token_grid
 
 
 def make_projector(kind: Literal["linear", "mlp"] | None, dim: int) -> nn.Module:
@@ -33,27 +33,40 @@ def make_projector(kind: Literal["linear", "mlp"] | None, dim: int) -> nn.Module
 class Predictor(nn.Module):
     """From context tokens, predict the features at the target positions (Bardes et al. 2024, section 3).
 
-    Subclasses choose the trunk. `token_order` is the order in which context and mask tokens enter it: 'raster' sorts
-    them by position, 'concat' leaves the mask tokens behind the context. Attention does not see the order; a scan does,
-    and with 'concat' every token is far away from its neighbours in the clip. `projector` projects the context first;
-    an EMA of it projects what become the targets, so that the encoder's own features need not be what is predicted.
+    Args:
+        img_size, patch_size, num_frames, tubelet_size: size of the clips, in pixels and frames.
+        embed_dim: width of the encoder, D.
+        predictor_embed_dim, depth: width P and number of blocks of the trunk.
+        token_order: order in which context and mask tokens enter the trunk. 'raster' sorts them by position; 'concat',
+            V-JEPA's, leaves the mask tokens behind the context. Attention does not see the order. A scan does: with
+            'concat' every mask token is far from its neighbours in the clip.
+        projector: projects the context first. An EMA of it projects the targets, so that the encoder's own features
+            need not be what is predicted.
+        trunk: a key of src.models.backbone.TRUNKS.
+        trunk_options: go to that trunk: num_heads, mlp_ratio, ... of attention; d_state, ... of Mamba.
+
+    Raises:
+        UserError: a token order, projector or size that does not exist; predicting from noised targets.
     """
 
     def __init__(
         self,
-        img_size: int | tuple[int, int],
-        patch_size: int,
-        num_frames: int,
-        tubelet_size: int,
-        embed_dim: int,
-        predictor_embed_dim: int,
-        uniform_power: bool,
-        use_mask_tokens: bool,
-        num_mask_tokens: int,
-        zero_init_mask_tokens: bool,
-        token_order: Literal["raster", "concat"],
-        trunk: tuple[nn.ModuleList, nn.Module],
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        num_frames: int = 16,
+        tubelet_size: int = 2,
+        embed_dim: int = 768,
+        predictor_embed_dim: int = 384,
+        depth: int = 6,
+        uniform_power: bool = False,
+        use_mask_tokens: bool = True,
+        num_mask_tokens: int = 2,
+        zero_init_mask_tokens: bool = True,
+        token_order: Literal["raster", "concat"] = "raster",
         projector: Literal["linear", "mlp"] | None = None,
+        *,
+        trunk: str,
+        **trunk_options: Any,
     ) -> None:
         super().__init__()
         if not use_mask_tokens:
@@ -63,6 +76,7 @@ class Predictor(nn.Module):
         if token_order not in ("raster", "concat"):
             raise UserError(f"token order '{token_order}' is not known: choose raster or concat")
         self.token_order = token_order
+        self.predictor_blocks, self.predictor_norm = TRUNKS[trunk](predictor_embed_dim, depth, **trunk_options)
         grid = token_grid(num_frames, img_size, patch_size, tubelet_size)
         self.predictor_pos_embed = nn.Parameter(
             sincos_pos_embed_3d(predictor_embed_dim, grid, uniform_power), requires_grad=False
@@ -74,9 +88,11 @@ class Predictor(nn.Module):
         if not zero_init_mask_tokens:
             for token in self.mask_tokens:
                 nn.init.trunc_normal_(token, std=0.02)
-        self.predictor_blocks, self.predictor_norm = trunk
         self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
         self.projector = make_projector(projector, embed_dim)
+        if trunk == "attention":  # as V-JEPA does
+            self.predictor_embed.apply(init_linear)
+            self.predictor_proj.apply(init_linear)
 
     def forward(
         self,
@@ -107,128 +123,7 @@ class Predictor(nn.Module):
 
 
 class VisionTransformerPredictor(Predictor):
-    """Predictor with an attention trunk; V-JEPA's names of constructor and parameters."""
+    """V-JEPA's name of the predictor with an attention trunk."""
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        embed_dim: int = 768,
-        predictor_embed_dim: int = 384,
-        depth: int = 6,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        norm_layer: Callable[..., nn.Module] = LayerNorm,
-        uniform_power: bool = False,
-        use_mask_tokens: bool = True,
-        num_mask_tokens: int = 2,
-        zero_init_mask_tokens: bool = True,
-        token_order: Literal["raster", "concat"] = "raster",
-        projector: Literal["linear", "mlp"] | None = None,
-        drop_path_rate: float = 0.0,
-        use_sdpa: bool = True,
-    ) -> None:
-        super().__init__(
-            img_size,
-            patch_size,
-            num_frames,
-            tubelet_size,
-            embed_dim,
-            predictor_embed_dim,
-            uniform_power,
-            use_mask_tokens,
-            num_mask_tokens,
-            zero_init_mask_tokens,
-            token_order,
-            attention_trunk(
-                predictor_embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, norm_layer, use_sdpa
-            ),
-            projector,
-        )
-        self.predictor_embed.apply(init_linear)
-        self.predictor_proj.apply(init_linear)
-
-
-class VideoMambaPredictor(Predictor):
-    """Predictor with a bidirectional Mamba trunk over context and mask tokens in raster order."""
-
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        embed_dim: int = 192,
-        predictor_embed_dim: int = 192,
-        depth: int = 6,
-        uniform_power: bool = False,
-        use_mask_tokens: bool = True,
-        num_mask_tokens: int = 2,
-        zero_init_mask_tokens: bool = True,
-        token_order: Literal["raster", "concat"] = "raster",
-        projector: Literal["linear", "mlp"] | None = None,
-        drop_path_rate: float = 0.0,
-        **mixer_options: object,
-    ) -> None:
-        super().__init__(
-            img_size,
-            patch_size,
-            num_frames,
-            tubelet_size,
-            embed_dim,
-            predictor_embed_dim,
-            uniform_power,
-            use_mask_tokens,
-            num_mask_tokens,
-            zero_init_mask_tokens,
-            token_order,
-            mamba_trunk(predictor_embed_dim, depth, drop_path_rate, **mixer_options),
-            projector,
-        )
-
-
-class HybridPredictor(Predictor):
-    """Predictor whose blocks are by turns Mamba and attention."""
-
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        embed_dim: int = 192,
-        predictor_embed_dim: int = 192,
-        depth: int = 6,
-        num_heads: int = 3,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        uniform_power: bool = False,
-        use_mask_tokens: bool = True,
-        num_mask_tokens: int = 2,
-        zero_init_mask_tokens: bool = True,
-        token_order: Literal["raster", "concat"] = "raster",
-        projector: Literal["linear", "mlp"] | None = None,
-        drop_path_rate: float = 0.0,
-        use_sdpa: bool = True,
-        **mixer_options: object,
-    ) -> None:
-        super().__init__(
-            img_size,
-            patch_size,
-            num_frames,
-            tubelet_size,
-            embed_dim,
-            predictor_embed_dim,
-            uniform_power,
-            use_mask_tokens,
-            num_mask_tokens,
-            zero_init_mask_tokens,
-            token_order,
-            hybrid_trunk(
-                predictor_embed_dim, depth, num_heads, mlp_ratio, qkv_bias, drop_path_rate, use_sdpa, **mixer_options
-            ),
-            projector,
-        )
+    def __init__(self, *args: Any, num_heads: int = 12, **options: Any) -> None:
+        super().__init__(*args, trunk="attention", num_heads=num_heads, **options)

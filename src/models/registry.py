@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from src.models.backbone import VideoEncoder
-from src.models.predictor import HybridPredictor, Predictor, VideoMambaPredictor, VisionTransformerPredictor
+from src.models.predictor import Predictor
 from src.models.videomamba import VideoMamba
 from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
 
 
-class Row(NamedTuple):
-    """Size of a backbone: its mixer, a key of PREDICTORS. `num_heads` is None where there is no attention."""
+class BackboneConfig(NamedTuple):
+    """Size of a backbone. `mixer` is a key of src.models.backbone.TRUNKS; `num_heads` is None without attention."""
 
     mixer: str
     embed_dim: int
@@ -22,29 +22,24 @@ class Row(NamedTuple):
 
 
 ENCODERS: dict[str, type[VideoEncoder]] = {"mamba": VideoMamba, "attention": VisionTransformer}
-PREDICTORS: dict[str, type[Predictor]] = {
-    "mamba": VideoMambaPredictor,
-    "attention": VisionTransformerPredictor,
-    "hybrid": HybridPredictor,
+
+BACKBONES: dict[str, BackboneConfig] = {
+    "videomamba_tiny": BackboneConfig("mamba", 192, 24),
+    "videomamba_small": BackboneConfig("mamba", 384, 24),
+    "videomamba_middle": BackboneConfig("mamba", 576, 32),
+    "videomamba_base": BackboneConfig("mamba", 768, 24),
+    "videomamba_nano": BackboneConfig("mamba", 96, 4),  # the study's size, and its twin below
+    "vit_tiny": BackboneConfig("attention", 192, 12, 3),
+    "vit_small": BackboneConfig("attention", 384, 12, 6),
+    "vit_base": BackboneConfig("attention", 768, 12, 12),
+    "vit_large": BackboneConfig("attention", 1024, 24, 16),
+    "vit_huge": BackboneConfig("attention", 1280, 32, 16),
+    "vit_nano": BackboneConfig("attention", 96, 3, 3),
 }
-
-BACKBONES: dict[str, Row] = {
-    "videomamba_tiny": Row("mamba", 192, 24),
-    "videomamba_small": Row("mamba", 384, 24),
-    "videomamba_middle": Row("mamba", 576, 32),
-    "videomamba_base": Row("mamba", 768, 24),
-    "videomamba_nano": Row("mamba", 96, 4),  # the study's size, and its twin below
-    "vit_tiny": Row("attention", 192, 12, 3),
-    "vit_small": Row("attention", 384, 12, 6),
-    "vit_base": Row("attention", 768, 12, 12),
-    "vit_large": Row("attention", 1024, 24, 16),
-    "vit_huge": Row("attention", 1280, 32, 16),
-    "vit_nano": Row("attention", 96, 3, 3),
-}
-PREDICTOR_ONLY: dict[str, Row] = {"hybrid_tiny": Row("hybrid", 192, 12, 3)}
+PREDICTOR_ONLY: dict[str, BackboneConfig] = {"hybrid_tiny": BackboneConfig("hybrid", 192, 12, 3)}
 
 
-def backbone(name: str) -> Row:
+def backbone_config(name: str) -> BackboneConfig:
     """Row of the tables. Raises UserError, listing the names, if there is none."""
     if name in PREDICTOR_ONLY:
         return PREDICTOR_ONLY[name]
@@ -67,7 +62,7 @@ def create_encoder(name: str, **options: Any) -> VideoEncoder:
     Options override the table's sizes (embed_dim, depth, num_heads). Raises UserError for an unknown name, and for one
     that is a predictor's only.
     """
-    row = backbone(name)
+    row = backbone_config(name)
     if name in PREDICTOR_ONLY:
         raise UserError(f"model '{name}' is a predictor only: for an encoder choose one of {', '.join(BACKBONES)}")
     sizes: dict[str, Any] = {"embed_dim": row.embed_dim, "depth": row.depth}
@@ -82,7 +77,7 @@ def create_predictor(name: str, embed_dim: int, **options: Any) -> Predictor:
     Options go to its constructor and override the table's sizes (predictor_embed_dim, depth, num_heads).
     Raises UserError for an unknown name.
     """
-    row = backbone(name)
+    row = backbone_config(name)
     sizes: dict[str, Any] = {"predictor_embed_dim": row.embed_dim, "depth": row.depth}
     options = sizes | {key: value for key, value in options.items() if value is not None}
     if row.num_heads is None:
@@ -91,4 +86,4 @@ def create_predictor(name: str, embed_dim: int, **options: Any) -> Predictor:
         width = options["predictor_embed_dim"]
         heads = row.num_heads if width == row.embed_dim else default_num_heads(width)
         options = {"num_heads": heads, "mlp_ratio": row.mlp_ratio} | options
-    return PREDICTORS[row.mixer](embed_dim=embed_dim, **options)
+    return Predictor(embed_dim=embed_dim, trunk=row.mixer, **options)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from src.models.backbone import VideoEncoder
 from src.models.predictor import Predictor
-from src.models.registry import BACKBONES, PREDICTOR_ONLY, backbone, create_encoder, create_predictor
-from src.models.utils.pos_embs import Grid, sincos_pos_embed_3d, token_grid
+from src.models.registry import BACKBONES, PREDICTOR_ONLY, backbone_config, create_encoder, create_predictor
+from src.models.utils.pos_embs import sincos_pos_embed_3d
 from src.utils.errors import UserError
+from src.utils.token_grid import Grid, token_grid
 
 PATCH, POS, TIME, CLS = "patch_embed.proj.weight", "pos_embed", "temporal_pos_embedding", "cls_token"
 _MIXER_KEY = {"attention": "attn.qkv.weight", "mamba": "mixer.in_proj.weight"}
@@ -60,11 +61,11 @@ def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
     """Encoder of a pretraining config, as plain dictionaries with the YAML's sections and every default filled in."""
     model = config["model"]
     options = _clip(config) | {"drop_path_rate": model["drop_path_rate"]}
-    if backbone(model["model_name"]).mixer == "mamba":
+    if backbone_config(model["model_name"]).mixer == "mamba":
         options |= {"pos_embed": model["pos_embed"], "bidirectional": model["bidirectional"]}
         # Added later: a checkpoint that is older has none, and is what the constructor's defaults say.
         options |= {key: model[key] for key in ("scan_order", "halve_directions") if key in model}
-    elif backbone(model["model_name"]).mixer == "attention":
+    elif backbone_config(model["model_name"]).mixer == "attention":
         options |= {"use_sdpa": config["meta"]["use_sdpa"]}
     return EncoderSpec(model["model_name"], options)
 
@@ -73,7 +74,7 @@ def predictor_spec(config: Mapping[str, Any]) -> PredictorSpec:
     """Predictor of a pretraining config."""
     model = config["model"]
     options = _clip(config) | {
-        "embed_dim": backbone(model["model_name"]).embed_dim,
+        "embed_dim": backbone_config(model["model_name"]).embed_dim,
         "predictor_embed_dim": model["pred_embed_dim"],
         "depth": model["pred_depth"],
         "num_heads": model["pred_num_heads"],
@@ -83,7 +84,7 @@ def predictor_spec(config: Mapping[str, Any]) -> PredictorSpec:
         "zero_init_mask_tokens": model["zero_init_mask_tokens"],
     }
     options |= {"projector": model["projector"]} if "projector" in model else {}  # added later
-    if backbone(model["pred_model_name"]).mixer in ("attention", "hybrid"):
+    if backbone_config(model["pred_model_name"]).mixer in ("attention", "hybrid"):
         options |= {"use_sdpa": config["meta"]["use_sdpa"]}
     return PredictorSpec(model["pred_model_name"], options)
 

@@ -171,8 +171,8 @@ class TimmVideoEncoder(nn.Module):
         height, tubelet = self.encoder.grid.h * self.encoder.patch_size, self.encoder.tubelet_size
         sizes: dict[str, Any] = {"img_size": height, "num_frames": self.num_frames, "tubelet_size": tubelet}
         loaded = load_encoder(path, model_name=self.name, keep_cls_token=False, **sizes)
-        for option, value in loaded.unseen_options.items():
-            if self.encoder.unseen_options[option] != value:
+        for option, value in loaded.non_tensor_config.items():
+            if self.encoder.non_tensor_config[option] != value:
                 raise UserError(f"{path}: trained with {option}={value!r}: give it to timm.create_model too")
         load_state_dict_strict(self.encoder, loaded.state_dict(), str(path))
 

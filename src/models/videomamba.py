@@ -12,8 +12,9 @@ from torch import nn
 
 from src.masks.utils import apply_masks
 from src.models.backbone import VideoEncoder, mamba_trunk
-from src.models.utils.pos_embs import Grid, resample_plane, resample_time
+from src.models.utils.pos_embs import resample_plane, resample_time
 from src.utils.errors import UserError
+from src.utils.token_grid import Grid
 
 
 class VideoMamba(VideoEncoder):
@@ -49,7 +50,7 @@ class VideoMamba(VideoEncoder):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__(img_size, patch_size, num_frames, tubelet_size, in_chans, embed_dim, uniform_power)
-        patches = self.grid.h * self.grid.w
+        patches = self.grid.area
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
         if pos_embed == "sincos":
             self.add_sincos()
@@ -62,7 +63,7 @@ class VideoMamba(VideoEncoder):
         if scan_order not in ("spatial", "temporal"):
             raise UserError(f"scan_order '{scan_order}' is not known: choose spatial or temporal")
         self.scan_order = scan_order
-        self.unseen_options = {"scan_order": scan_order, "halve_directions": halve_directions}
+        self.non_tensor_config = {"scan_order": scan_order, "halve_directions": halve_directions}
         self.layers, self.norm_f = mamba_trunk(
             embed_dim,
             depth,
@@ -80,7 +81,7 @@ class VideoMamba(VideoEncoder):
             return torch.zeros((), device=self.patch_embed.proj.weight.device)
         if self.pos_kind == "sincos":
             return super().positions(grid)
-        space_1PD = resample_plane(self.pos_embed[:, -self.grid.h * self.grid.w :], self.grid, grid)
+        space_1PD = resample_plane(self.pos_embed[:, -self.grid.area :], self.grid, grid)
         time_1TD = resample_time(self.temporal_pos_embedding, grid.t)
         return (time_1TD[:, :, None] + space_1PD[:, None]).flatten(1, 2)
 
@@ -112,7 +113,7 @@ class VideoMamba(VideoEncoder):
             return None
         if index_BK is None:
             index_BK = torch.arange(grid.size, device=self.patch_embed.proj.weight.device)[None]
-        area = grid.h * grid.w
+        area = grid.area
         return (index_BK % area * grid.t + index_BK // area).argsort(dim=1)
 
     def forward_features(self, x_BCTHW: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from src.utils.errors import UserError, one_line
 
@@ -35,17 +36,24 @@ class CSVLogger:
         resume_at: None starts a new file; one that exists is kept beside it under a numbered name. Otherwise the
             leading columns, as in `(epoch, itr)`, of the first row still to come: rows from there on are dropped, as
             the steps behind them are about to be taken again, and so is a last line that a crash left unfinished.
+        renamed: names of columns in files of earlier versions -> their names now.
 
     Raises:
         UserError: the file cannot be written, or has other columns than these.
     """
 
-    def __init__(self, path: str | Path, *columns: tuple[str, str], resume_at: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *columns: tuple[str, str],
+        resume_at: Sequence[int] | None = None,
+        renamed: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.path = Path(path)
         self.formats = [fmt for fmt, _ in columns]
         self.names = [name for _, name in columns]
         try:
-            rows = self._keep(resume_at) if self.path.exists() else []
+            rows = self._keep(resume_at, renamed) if self.path.exists() else []
             temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
             temporary.write_text("\n".join([",".join(self.names), *rows]) + "\n")
             temporary.replace(self.path)
@@ -53,7 +61,7 @@ class CSVLogger:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
 
-    def _keep(self, resume_at: Sequence[int] | None) -> list[str]:
+    def _keep(self, resume_at: Sequence[int] | None, renamed: Mapping[str, str]) -> list[str]:
         """The rows of the existing file that stay."""
         if resume_at is None:
             number = 1
@@ -65,7 +73,7 @@ class CSVLogger:
         lines = text.split("\n")[:-1]  # what follows the last newline is empty, or a line that was cut short
         if not lines:
             return []
-        if lines[0].split(",") != self.names:
+        if [renamed.get(name, name) for name in lines[0].split(",")] != self.names:
             raise UserError(
                 f"{self.path}: its columns ({lines[0]}) are not this run's ({','.join(self.names)}); "
                 "resume with the config that wrote it, or choose another logging.folder"

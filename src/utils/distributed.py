@@ -182,7 +182,7 @@ def barrier() -> None:
         dist.barrier(device_ids=[process.device.index] if process.device.type == "cuda" else None)
 
 
-def agree(*values: int) -> list[int]:
+def all_reduce_max(*values: int) -> list[int]:
     """The largest of each value over all processes, in host memory: no device has to be waited for."""
     if current().world_size == 1:
         return list(values)

@@ -10,8 +10,8 @@ import signal
 import time
 
 from app.vjepa import train
+from src.launch import processes
 from src.models.registry import BACKBONES
-from src.utils import processes
 from src.utils.distributed import current
 from src.utils.errors import run_cli
 

@@ -43,7 +43,7 @@ def test_tables(run, tmp_path):
 
 
 def test_mistakes_end_with_one_line_and_2(run):
-    """All that is wrong with a sweep itself is in tests/src/utils/test_sweep.py."""
+    """All that is wrong with a sweep itself is in tests/src/config/test_sweep.py."""
     typo = {**SWEEP, "grid": {"meta.sed": [1]}}
     cases = [
         (SWEEP, [], "command line: FILE is a sweep: pass --batch-launch (see --help)"),

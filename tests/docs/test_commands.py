@@ -27,11 +27,11 @@ from torch.distributed.run import get_args_parser
 
 import app.scaffold
 import evals.scaffold
-from src.datasets.drift_scene import DriftConfig
-from src.datasets.motion import encode, write_motion
-from src.utils import cli
-from src.utils.config import check_ready
-from src.utils.sweep import plan
+from src.config.loading import check_ready
+from src.config.sweep import plan
+from src.datasets.embedded.drift_scene import DriftConfig
+from src.datasets.embedded.motion import encode, write_motion
+from src.launch import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -53,12 +53,18 @@ _PROBE = (
 SMALLER = {
     "app.main_distributed": ("--dry-run",),
     "evals.main_distributed": ("--dry-run",),
-    "app.report": ("--clips", "2"),
+    "tools.report": ("--clips", "2"),
     "configs/pretrain/vm_tiny.yaml": (*_FEW, "data.batch_size=8", "optimization.ipe=1", "optimization.epochs=1"),
     "configs/evals/vm_tiny_motion.yaml": _PROBE,
     "configs/evals/vm_tiny_digits_finetune.yaml": _PROBE,
 }
-RUNS_WHOLE = {"app.sweep_status", "evals.extract", "src.datasets.convert", "src.datasets.prepare", "src.utils.export"}
+RUNS_WHOLE = {
+    "tools.sweep_status",
+    "evals.extract",
+    "src.datasets.convert",
+    "src.datasets.prepare",
+    "src.models.export",
+}
 SHELL = {"find", "awk"}
 
 

@@ -4,15 +4,16 @@ import re
 
 import pytest
 
-from app import keys, scaffold
+from app import scaffold
 from app.vjepa.config import MetaConfig
 from evals.config import SCHEMAS
+from src.config.schema import key_table
 from src.utils.errors import UserError
-from src.utils.schema import key_table
+from tools import keys
 
 
 def test_the_page_is_up_to_date():
-    assert keys.PAGE.read_text() == keys.page(), f"{keys.PAGE} is stale: `python -m app.keys` writes it anew"
+    assert keys.PAGE.read_text() == keys.page(), f"{keys.PAGE} is stale: `python -m tools.keys` writes it anew"
 
 
 def test_every_key_of_every_schema_is_on_the_page():
@@ -41,9 +42,9 @@ def test_a_new_key_reaches_the_page(monkeypatch):
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["app.keys", "--out", str(tmp_path / "page.md")])
+    monkeypatch.setattr("sys.argv", ["tools.keys", "--out", str(tmp_path / "page.md")])
     assert keys.main() == 0
     assert (tmp_path / "page.md").read_text() == keys.page()
-    monkeypatch.setattr("sys.argv", ["app.keys", "--out", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["tools.keys", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="cannot be written: Is a directory"):
         keys.main()

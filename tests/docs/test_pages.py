@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import app.scaffold
-from src.utils.sweep import plan
-from src.utils.yaml_io import parse_yaml
+from src.config.sweep import plan
+from src.config.yaml_io import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

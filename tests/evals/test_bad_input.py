@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from evals import main
-from src.datasets.motion import SceneConfig, write_motion
+from src.datasets.embedded.motion import SceneConfig, write_motion
 from src.utils import checkpoint
 from src.utils.errors import run_cli
 

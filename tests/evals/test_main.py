@@ -9,7 +9,7 @@ import pytest
 
 from evals import scaffold
 from evals.config import FutureConfig, ImageProbeConfig, VideoProbeConfig
-from src.utils.config import load_config, save_config
+from src.config.loading import load_config, save_config
 from src.utils.errors import UserError
 
 SHIPPED = sorted(Path("configs/evals").glob("*.yaml"))

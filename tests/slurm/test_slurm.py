@@ -87,7 +87,7 @@ def test_sweep_is_one_array(cluster, recipe, tmp_path):
     assert len({array for array, _ in jobs}) == 1
     assert launch(cluster, *words).count(" queued ") == 4  # none is submitted twice
     wait_for(lambda: cluster.state(jobs[0][0]) == "", 150, "the array's end", tmp_path)
-    shown = launch(cluster, tmp_path / "runs", "--sort", "loss", module="app.sweep_status")
+    shown = launch(cluster, tmp_path / "runs", "--sort", "loss", module="tools.sweep_status")
     assert shown.count("finished  1/1    3/3") == 4, shown
     assert "nothing to submit" in launch(cluster, *words)
 

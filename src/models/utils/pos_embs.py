@@ -6,44 +6,12 @@ Tokens are in raster order, time slowest: index = (t * H + h) * W + w.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from src.utils.errors import UserError
-
-
-class Grid(NamedTuple):
-    """Token grid: number of tubelets in time, patches in height, patches in width."""
-
-    t: int
-    h: int
-    w: int
-
-    @property
-    def size(self) -> int:
-        """Tokens of a clip, N."""
-        return self.t * self.h * self.w
-
-
-def token_grid(num_frames: int, img_size: int | tuple[int, int], patch_size: int, tubelet_size: int) -> Grid:
-    """Grid of tokens of a clip of `num_frames` frames of `img_size` pixels.
-
-    Raises UserError if the clip cannot be cut into whole patches and tubelets.
-    """
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if height % patch_size or width % patch_size:
-        raise UserError(
-            f"frames of {height}x{width} pixels cannot be cut into whole patches of {patch_size}: "
-            f"choose a crop size that is a multiple of {patch_size}"
-        )
-    if num_frames < tubelet_size or num_frames % tubelet_size:
-        raise UserError(
-            f"{num_frames} frames cannot be cut into whole tubelets of {tubelet_size}: "
-            f"choose a number of frames that is a multiple of {tubelet_size}"
-        )
-    return Grid(num_frames // tubelet_size, height // patch_size, width // patch_size)
+from src.utils.token_grid import Grid
 
 
 def _sincos(dim: int, positions_N: torch.Tensor) -> torch.Tensor:

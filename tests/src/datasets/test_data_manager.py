@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from src.datasets.clip_reader import ClipReader
 from src.datasets.data_manager import init_data
-from src.datasets.decode import DecodeError
+from src.datasets.decoding.decode import DecodeError
+from src.datasets.decoding.frame_sampling import ClipSampling
 from src.datasets.transforms import EvalTransform, TrainTransform
 from src.datasets.video_dataset import VideoDataset
 from src.masks.multiblock3d import MaskCollator
@@ -282,7 +284,5 @@ def test_images_in_class_folders(tmp_path):
 
 def test_load_raises_only_decode_errors(tmp_path):
     (tmp_path / "a.csv").write_text("absent.mp4 0\n")
-    from src.datasets.frame_sampling import ClipSampling
-
     with pytest.raises(DecodeError, match="missing"):
-        VideoDataset([tmp_path / "a.csv"], ClipSampling(4)).load(0, 0)
+        VideoDataset([tmp_path / "a.csv"], ClipReader(ClipSampling(4))).load(0, 0)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from src.datasets.data_manager import init_data
-from src.datasets.decode import open_video, read_frames
+from src.datasets.decoding.decode import open_video, read_frames
+from src.datasets.decoding.transcode import Recipe, fitted, transcode
 from src.datasets.prepare import main, prepare
-from src.datasets.prepared import check, read_rows
-from src.datasets.shards import scan
-from src.datasets.transcode import Recipe, fitted, transcode
+from src.datasets.webdataset.prepared_shards import check, read_rows
+from src.datasets.webdataset.shards import scan
 from src.utils.errors import UserError
 
 RECIPE = Recipe(short_side=48, gop=8, preset="ultrafast")

@@ -27,31 +27,34 @@ def collator(cfgs=SHIPPED, crop=224, frames=16, patch=16, tubelet=2, **kwargs):
 def drop_share(masks, steps, index):
     """(kept context, kept target) tokens as a share of all tokens, averaged over steps."""
     sizes = [(enc[index].shape[1], pred[index].shape[1]) for enc, pred in (masks.masks(BATCH, s) for s in range(steps))]
-    return np.mean(sizes, axis=0) / masks.grid.num_tokens
+    return np.mean(sizes, axis=0) / masks.grid.size
 
 
 def frame_spread(masks, steps, index):
     """Largest relative distance of a temporal index's count from the mean: (context, targets), and the two counts."""
-    counts = np.zeros((2, masks.grid.duration), dtype=np.int64)
+    counts = np.zeros((2, masks.grid.t), dtype=np.int64)
     for step in range(steps):
         for row, per_config in enumerate(masks.masks(BATCH, step)):
             frame = (per_config[index] // masks.grid.area).numpy().ravel()
-            counts[row] += np.bincount(frame, minlength=masks.grid.duration)
+            counts[row] += np.bincount(frame, minlength=masks.grid.t)
     return np.abs(counts / counts.mean(axis=1, keepdims=True) - 1).max(axis=1), counts
 
 
-@pytest.mark.parametrize("equalize", ["matched", "random"])
+@pytest.mark.parametrize("length_matching", ["size_sorted", "random"])
 @pytest.mark.parametrize(("crop", "patch"), [(224, 16), (64, 8)])
-def test_every_frame_is_kept_and_predicted_equally_often(crop, patch, equalize):
-    masks = collator(crop=crop, patch=patch, equalize=equalize)
+def test_every_frame_is_kept_and_predicted_equally_often(crop, patch, length_matching):
+    masks = collator(crop=crop, patch=patch, length_matching=length_matching)
     for index, name in enumerate(("short range", "long range")):
         spread, counts = frame_spread(masks, 1000, index)
-        print(f"{crop}px {equalize} {name}: context {counts[0]} {spread[0]:.2%}, targets {counts[1]} {spread[1]:.2%}")
+        print(
+            f"{crop}px {length_matching} {name}: "
+            f"context {counts[0]} {spread[0]:.2%}, targets {counts[1]} {spread[1]:.2%}"
+        )
         assert spread.max() <= 0.03
 
 
 def test_truncation_as_in_vjepa_starves_the_last_frames():
-    spread, counts = frame_spread(collator(equalize="tail"), 50, 1)
+    spread, counts = frame_spread(collator(length_matching="truncate"), 50, 1)
     assert counts[0, -1] < 0.2 * counts[0, 0]
     assert spread.min() > 0.03
 
@@ -63,7 +66,7 @@ def test_frames_stay_equal_when_single_tokens_are_dropped():
     assert spread.max() <= 0.03
 
 
-@pytest.mark.parametrize("equalize", ["matched", "random", "tail"])
+@pytest.mark.parametrize("length_matching", ["size_sorted", "random", "truncate"])
 @pytest.mark.parametrize(
     "cfg",
     [
@@ -75,9 +78,9 @@ def test_frames_stay_equal_when_single_tokens_are_dropped():
         {**SHORT_RANGE, "spatial_scale": [0.05, 0.3], "aspect_ratio": [0.2, 5.0], "num_blocks": 3},
     ],
 )
-def test_masks_are_ascending_disjoint_in_range_and_of_one_length(cfg, equalize):
+def test_masks_are_ascending_disjoint_in_range_and_of_one_length(cfg, length_matching):
     for seed in range(12):
-        masks = collator([cfg], crop=(96, 64), patch=8, frames=8, seed=seed, equalize=equalize)
+        masks = collator([cfg], crop=(96, 64), patch=8, frames=8, seed=seed, length_matching=length_matching)
         for step in range(4):
             (context,), (target,) = masks.masks(6, step)
             assert context.dtype == target.dtype == torch.int64
@@ -87,7 +90,7 @@ def test_masks_are_ascending_disjoint_in_range_and_of_one_length(cfg, equalize):
             for rows in (context, target):
                 assert (rows.diff(dim=1) > 0).all()
                 assert rows.min() >= 0
-                assert rows.max() < masks.grid.num_tokens
+                assert rows.max() < masks.grid.size
             both = torch.cat([context, target], dim=1)
             assert all(len(row.unique()) == len(row) for row in both)
             if cfg.get("max_keep"):
@@ -100,7 +103,7 @@ def test_a_single_sample_loses_nothing():
     masks = collator()
     for step in range(20):
         for context, target in zip(*masks.masks(1, step)):
-            assert context.shape[1] + target.shape[1] == masks.grid.num_tokens
+            assert context.shape[1] + target.shape[1] == masks.grid.size
 
 
 def test_blocks_are_vjepas():
@@ -140,13 +143,16 @@ def test_max_temporal_keep_confines_the_context_and_hands_the_rest_to_the_target
 def test_matching_keeps_the_distribution_and_drops_little(index):
     """On average a sample sees as much, and the same places, as a lone sample whose mask nobody equalises."""
     steps = 1500
-    matched, alone = collator(crop=64, patch=8, frames=8), collator(crop=64, patch=8, frames=8, equalize="random")
+    matched, alone = (
+        collator(crop=64, patch=8, frames=8),
+        collator(crop=64, patch=8, frames=8, length_matching="random"),
+    )
     area = matched.grid.area
     seen = np.zeros((2, area))
     for step in range(steps):
         for row, (masks, batch) in enumerate(((matched, 8), (alone, 1))):
             tokens = masks.masks(batch, step)[0][index].numpy().ravel() % area
-            seen[row] += np.bincount(tokens, minlength=area) / (steps * batch * masks.grid.duration)
+            seen[row] += np.bincount(tokens, minlength=area) / (steps * batch * masks.grid.t)
     print(f"context share: matched {seen[0].mean():.3f}, alone {seen[1].mean():.3f}")
     assert abs(seen[0].mean() / seen[1].mean() - 1) < 0.1
     assert np.corrcoef(seen)[0, 1] > 0.97
@@ -154,14 +160,17 @@ def test_matching_keeps_the_distribution_and_drops_little(index):
 
 def test_share_of_tokens_that_each_way_drops():
     for index in range(2):
-        share = {name: drop_share(collator(equalize=name), 150, index) for name in ("matched", "random", "tail")}
+        share = {
+            name: drop_share(collator(length_matching=name), 150, index)
+            for name in ("size_sorted", "random", "truncate")
+        }
         for name, (context, target) in share.items():
             print(
                 f"mask[{index}] {name}: context {context:.1%}, targets {target:.1%}, neither {1 - context - target:.1%}"
             )
-        assert 1 - share["matched"].sum() < 0.05
-        assert 1 - share["tail"].sum() > 0.2
-        assert share["random"] == pytest.approx(share["tail"], rel=0.1)
+        assert 1 - share["size_sorted"].sum() < 0.05
+        assert 1 - share["truncate"].sum() > 0.2
+        assert share["random"] == pytest.approx(share["truncate"], rel=0.1)
 
 
 def test_masks_depend_on_seed_and_step_only():
@@ -244,8 +253,8 @@ def test_the_second_mask_is_named():
         collator([SHORT_RANGE, {**SHORT_RANGE, "num_blocks": -1}])
 
 
-def test_unknown_equalize_and_negative_seed():
-    with pytest.raises(UserError, match="matched, random, tail"):
-        collator(equalize="head")
+def test_unknown_length_matching_and_negative_seed():
+    with pytest.raises(UserError, match="size_sorted, random, truncate"):
+        collator(length_matching="head")
     with pytest.raises(UserError, match="seed must be 0 or more"):
         collator(seed=-1)

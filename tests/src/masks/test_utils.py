@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.masks.utils import Grid, apply_masks, generator, pick, tubes_to_tokens
+from src.masks.utils import apply_masks, generator, pick, tubes_to_tokens
+from src.utils.token_grid import Grid
 
 
 def test_apply_masks_gathers_and_stacks_along_the_batch():
@@ -27,7 +28,7 @@ def test_apply_masks_as_a_list_and_with_one_mask():
 
 def test_grid():
     grid = Grid.from_clip((32, 48), 6, (8, 16), 3)
-    assert (grid.duration, grid.height, grid.width, grid.area, grid.num_tokens) == (2, 4, 3, 12, 24)
+    assert (grid.t, grid.h, grid.w, grid.area, grid.size) == (2, 4, 3, 12, 24)
 
 
 def test_pick_is_uniform_over_what_is_allowed():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from app.vjepa.objective import jepa_losses, make_targets
+from src.jepa.objective import jepa_losses, make_targets
 from src.models.attentive_pooler import AttentiveClassifier
 from src.models.predictor import VisionTransformerPredictor
 from src.models.videomamba import VideoMamba

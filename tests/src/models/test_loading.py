@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from src.models import load_encoder
-from src.models.loading import fit_encoder, load_predictor, load_probe, open_weights
-from src.models.registry import BACKBONES, Row
+from src.models.loading import adapt_state_dict, load_predictor, load_probe, open_weights
+from src.models.registry import BACKBONES, BackboneConfig
 from src.models.spec import EncoderSpec
 from src.utils.errors import UserError
 
@@ -20,8 +20,8 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 @pytest.fixture
 def small(monkeypatch):
     """The golden data's models are rows of the table."""
-    monkeypatch.setitem(BACKBONES, "vit_tiny", Row("attention", 24, 2, 3))
-    monkeypatch.setitem(BACKBONES, "videomamba_tiny", Row("mamba", 24, 2))
+    monkeypatch.setitem(BACKBONES, "vit_tiny", BackboneConfig("attention", 24, 2, 3))
+    monkeypatch.setitem(BACKBONES, "videomamba_tiny", BackboneConfig("mamba", 24, 2))
 
 
 def arrays(name):
@@ -129,7 +129,7 @@ def test_videomamba_image_model_says_what_was_done(small, tmp_path, caplog):
 def test_a_tuned_encoder_says_what_it_is(vjepa, tmp_path):
     """Its positions, resampled for other clips, are no table's any more."""
     _, path = vjepa
-    weights = fit_encoder(open_weights(path), num_frames=8, img_size=48)
+    weights = adapt_state_dict(open_weights(path), num_frames=8, img_size=48)
     encoder = weights.build()
     torch.save({"encoder": encoder.state_dict(), "spec": weights.spec._asdict()}, tmp_path / "tuned.pth.tar")
     clip = torch.randn(1, 3, 8, 48, 48)

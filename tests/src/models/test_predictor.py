@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.models.predictor import HybridPredictor, VideoMambaPredictor, VisionTransformerPredictor, make_projector
+from src.models.predictor import Predictor, VisionTransformerPredictor, make_projector
 from src.models.spec import EncoderSpec, describe_predictor
 from src.models.utils.attention import Block
 from src.models.utils.mamba import MambaBlock
@@ -25,8 +25,8 @@ def predictor(kind, **options):
     if kind == "vit":
         return VisionTransformerPredictor(**GRID, **SIZES, num_heads=2, **options).eval()
     if kind == "hybrid":
-        return HybridPredictor(**GRID, **SIZES, num_heads=2, **options).eval()
-    return VideoMambaPredictor(**GRID, **SIZES, **options).eval()
+        return Predictor(**GRID, **SIZES, trunk="hybrid", num_heads=2, **options).eval()
+    return Predictor(**GRID, **SIZES, trunk="mamba", **options).eval()
 
 
 def test_trunk_sees_raster_order():
@@ -75,7 +75,7 @@ def test_each_mask_config_has_its_own_token():
 
 def test_a_hybrid_takes_turns_and_each_block_is_drawn_for_its_depth():
     options = GRID | SIZES | {"depth": 5, "predictor_embed_dim": 96}
-    blocks = HybridPredictor(**options, num_heads=3, drop_path_rate=0.4).predictor_blocks
+    blocks = Predictor(**options, trunk="hybrid", num_heads=3, drop_path_rate=0.4).predictor_blocks
     assert [type(block) for block in blocks] == [MambaBlock, Block, MambaBlock, Block, MambaBlock]
     assert [block.drop_path.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     for i in (1, 3):  # V-JEPA's: the output of block i is drawn smaller by the root of the branches before it

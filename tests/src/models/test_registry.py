@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from src.models.backbone import init_fan_in
-from src.models.registry import BACKBONES, PREDICTOR_ONLY, backbone, create_encoder, create_predictor, default_num_heads
+from src.models.registry import (
+    BACKBONES,
+    PREDICTOR_ONLY,
+    backbone_config,
+    create_encoder,
+    create_predictor,
+    default_num_heads,
+)
 from src.utils.errors import UserError
 
 GRID = {"img_size": 32, "patch_size": 16, "num_frames": 4, "tubelet_size": 2, "uniform_power": True}
@@ -30,7 +37,7 @@ def millions(module):
 
 
 def shrunken(name):
-    row = backbone(name)
+    row = backbone_config(name)
     heads = {} if row.mixer == "mamba" else {"num_heads": 2}
     return {"embed_dim": 24, "depth": 2, **heads}
 
@@ -113,7 +120,7 @@ def test_clips_that_are_not_whole_patches(sizes, words):
 
 def test_encoder_gradients_at_step_0_are_of_a_vits_order():
     """Initialised as in the earlier attempt, every element of the Mamba encoder's gradient was below Adam's eps."""
-    from app.vjepa.objective import VideoJEPA, jepa_losses, make_targets
+    from src.jepa.objective import VideoJEPA, jepa_losses, make_targets
     from src.masks import create_mask_collator
 
     grid = GRID | {"img_size": 64, "num_frames": 8}
@@ -141,7 +148,7 @@ def test_encoder_gradients_at_step_0_are_of_a_vits_order():
 def test_fan_in_keeps_sizes_through_the_trunk(name):
     """A block adds a good part of what it is added to: published initialisations add a tenth (Mamba) or less (ViT)."""
     branches = {}
-    for init in ("published", "fan_in"):
+    for init in ("default", "fan_in"):
         torch.manual_seed(0)
         encoder = create_encoder(name, **GRID).eval()
         before = {key: value.clone() for key, value in encoder.state_dict().items()}
@@ -153,7 +160,7 @@ def test_fan_in_keeps_sizes_through_the_trunk(name):
         )
         encoder(torch.randn(2, 3, 4, 32, 32))
         branches[init] = sizes[0]
-    assert branches["published"] < 0.15 < 0.2 < branches["fan_in"] < 2
+    assert branches["default"] < 0.15 < 0.2 < branches["fan_in"] < 2
     kept = {key for key, value in encoder.state_dict().items() if torch.equal(before[key], value)}
     drawn = {key for key, part in encoder.named_modules() if isinstance(part, torch.nn.Linear) and "dt_proj" not in key}
     assert {f"{key}.weight" for key in drawn} == set(before) - kept

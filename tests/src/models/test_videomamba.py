@@ -73,7 +73,7 @@ def test_scanning_along_time_first(cls_token):
     options = {**SMALL, "num_frames": 6, "pos_embed": "none", "cls_token": cls_token}
     space, time = VideoMamba(**options).eval(), VideoMamba(**options, scan_order="temporal").eval()
     time.load_state_dict(space.state_dict())
-    T, P = space.grid.t, space.grid.h * space.grid.w
+    T, P = space.grid.t, space.grid.area
     tokens = torch.randn(2, T * P, 24)
     time_first = tokens.unflatten(1, (T, P)).transpose(1, 2).flatten(1, 2)
     wanted = space.encode(time_first).unflatten(1, (P, T)).transpose(1, 2).flatten(1, 2)

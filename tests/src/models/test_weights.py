@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.models.registry import BACKBONES, Row, create_encoder, create_predictor
+from src.models.registry import BACKBONES, BackboneConfig, create_encoder, create_predictor
 from src.models.spec import EncoderSpec, describe_encoder, describe_predictor
 from src.models.utils.patch_embed import PatchEmbed3D, inflate
-from src.models.utils.pos_embs import Grid, resample_plane, resample_time, sincos_pos_embed_3d
+from src.models.utils.pos_embs import resample_plane, resample_time, sincos_pos_embed_3d
 from src.models.weights import Report, adapt, bare_names
 from src.utils.checkpoint import load_state_dict_strict
 from src.utils.errors import UserError
+from src.utils.token_grid import Grid
 
 
 def on_meta(shapes, **real):
@@ -149,8 +150,8 @@ def test_halving_time_is_the_mean_of_pairs():
 
 @pytest.fixture
 def shallow(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "videomamba_tiny", Row("mamba", 192, 2))
-    monkeypatch.setitem(BACKBONES, "vit_tiny", Row("attention", 192, 2, 3))
+    monkeypatch.setitem(BACKBONES, "videomamba_tiny", BackboneConfig("mamba", 192, 2))
+    monkeypatch.setitem(BACKBONES, "vit_tiny", BackboneConfig("attention", 192, 2, 3))
 
 
 def built(name, **options):

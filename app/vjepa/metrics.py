@@ -1,0 +1,123 @@
+"""Metrics of the training steps, to the csv and the experiment loggers; a loss that is not finite ends the run."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+
+from app.vjepa.checkpoints import checkpoint_path
+from app.vjepa.config import PretrainConfig
+from app.vjepa.utils import Run, Schedule
+from src.datasets.batch import Batch
+from src.utils.csv_log import CSVLogger, write_csv
+from src.utils.distributed import all_reduce_mean, gather_objects, is_main
+from src.utils.errors import UserError
+from src.utils.experiment_loggers import ExperimentLogger
+from src.utils.progress import Progress
+
+COLUMNS = (
+    ("%d", "epoch"),
+    ("%d", "itr"),
+    ("%.5f", "loss"),
+    ("%.5f", "loss-jepa"),
+    ("%.5f", "reg-loss"),
+    ("%.3e", "enc-grad-norm"),
+    ("%.3e", "pred-grad-norm"),
+    ("%.3e", "lr"),
+    ("%.3e", "weight-decay"),
+    ("%.5f", "ema"),
+    ("%d", "data-time(ms)"),
+    ("%d", "wall-time(ms)"),
+)
+
+
+class PendingStep(NamedTuple):
+    """A step whose metrics, (5,), are still on the device; its schedule values, and the files it read."""
+
+    metrics: torch.Tensor
+    now: Schedule
+    paths: list[str]
+
+
+class MetricLogger:
+    """Keeps the metrics of steps on the device until `flush`, which writes a row for each.
+
+    On a GPU reading a number waits for the device, so several steps are read together.
+
+    Args:
+        loggers: get the metrics of every logging.log_every-th step.
+        resumed: go on with the csv that is there.
+        enabled: False, on every rank but 0, writes nothing.
+    """
+
+    def __init__(
+        self, args: PretrainConfig, run: Run, loggers: ExperimentLogger, resumed: bool, enabled: bool = True
+    ) -> None:
+        self.args, self.run, self.loggers = args, run, loggers
+        self.pending: list[PendingStep] = []
+        self.start, self.waited = time.perf_counter(), 0.0
+        self.csv: CSVLogger | None = None
+        if enabled:
+            path = args.output_folder() / f"{args.logging.write_tag}_r0.csv"
+            resume_at = divmod(run.step, run.steps_per_epoch) if resumed else None
+            self.csv = CSVLogger(path, *COLUMNS, resume_at=resume_at)
+
+    def restart(self, progress: Progress) -> None:
+        """Time the next steps from here on."""
+        self.start, self.waited = time.perf_counter(), progress.waited
+
+    def append(self, metrics: torch.Tensor, now: Schedule, group: list[Batch]) -> None:
+        """Keep what `train_step` returned until the next `flush`."""
+        self.pending.append(PendingStep(metrics, now, [path for batch in group for path in batch.paths]))
+
+    def flush(self, progress: Progress) -> float:
+        """Write the rows of the pending steps, averaged over processes. Returns the last one's loss.
+
+        Raises UserError, in all processes, if a loss is not finite in any of them.
+        """
+        pending, self.pending = self.pending, []
+        own = torch.stack([step.metrics for step in pending])
+        rows = all_reduce_mean(own).tolist()
+        times = [1000 * t / len(rows) for t in (progress.waited - self.waited, time.perf_counter() - self.start)]
+        for i, row in enumerate(rows):
+            step = self.run.step - len(rows) + i
+            epoch, itr = divmod(step, self.run.steps_per_epoch)
+            values = (*row, *pending[i].now, *times)
+            if self.csv is not None:
+                self.csv.log(epoch, itr, *values)
+            if step % self.args.logging.log_every == 0:
+                shown = {f"train/{name}": value for (_, name), value in zip(COLUMNS[2:], values, strict=True)}
+                self.loggers.add_scalars(
+                    shown | {"train/clips-per-s": 1000 * self.run.samples_per_step / times[1]}, step
+                )
+            if not math.isfinite(row[0]):
+                written = write_bad_batch(self.args, pending[i].paths if not math.isfinite(own[i][0]) else [])
+                latest = checkpoint_path(self.args)
+                kept = f"{latest} is from before" if latest.exists() else "nothing was saved yet"
+                raise UserError(
+                    f"the loss is {row[0]} at epoch {epoch}, step {itr}, {written}: lower optimization.lr, or compute "
+                    f"in meta.dtype=float32; {kept}"
+                )
+        self.restart(progress)
+        return rows[-1][0]
+
+    def close(self) -> None:
+        """Write out what is still on its way."""
+        if self.csv is not None:
+            self.csv.close()
+
+
+def write_bad_batch(args: PretrainConfig, paths: list[str]) -> str:
+    """Write bad_batch.csv (rank, path): what each process saw in the step that broke its loss; all call this.
+
+    Returns words for the message.
+    """
+    ranks = gather_objects(paths)
+    target = args.output_folder() / "bad_batch.csv"
+    if is_main():
+        write_csv(target, ("rank", "path"), [(rank, path) for rank, paths in enumerate(ranks) for path in paths])
+    guilty = [str(rank) for rank, paths in enumerate(ranks) if paths]
+    return f"in process {' and '.join(guilty)} of {len(ranks)}, whose files are in {target}"

@@ -1,0 +1,170 @@
+"""What an evaluation hands over: intervals, per-class figures, a csv, a json, a picture and the closing table.
+
+Legend: M samples, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one probe did on one encoder; `predictions` and `labels` (M,) are in the order of the validation list."""
+
+    row: str
+    probe: str
+    labels: np.ndarray
+    predictions: np.ndarray
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> int:
+        return int((self.labels == self.predictions).sum())
+
+    @property
+    def total(self) -> int:
+        return len(self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
+        return self.correct / self.total
+
+
+def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927), 0 to 1: unlike the normal one it stays inside [0, 1]."""
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} of {total} is not a share")
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (C, C): row = true class, column = predicted class."""
+    flat = labels.astype(np.int64) * num_classes + predictions.astype(np.int64)
+    return np.bincount(flat, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
+
+
+def per_class_accuracy(confusion: np.ndarray) -> list[float | None]:
+    """Share of right answers for each true class; None where the class has no sample."""
+    totals = confusion.sum(axis=1)
+    return [float(confusion[c, c] / n) if n else None for c, n in enumerate(totals)]
+
+
+def chance_level(labels: np.ndarray, num_classes: int) -> float:
+    """What can be had without looking: the share of the most common class in `labels`, at least 1/C."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return max(float(counts.max() / counts.sum()), 1.0 / num_classes)
+
+
+def describe(score: Score, num_classes: int) -> dict[str, Any]:
+    """Everything about one score as plain numbers, ready for json."""
+    low, high = wilson_interval(score.correct, score.total)
+    confusion = confusion_matrix(score.labels, score.predictions, num_classes)
+    return {
+        "row": score.row,
+        "probe": score.probe,
+        "accuracy": score.accuracy,
+        "ci95": [low, high],
+        "correct": score.correct,
+        "total": score.total,
+        "note": score.note,
+        "per_class_accuracy": per_class_accuracy(confusion),
+        "confusion_matrix": confusion.tolist(),
+        **score.details,
+    }
+
+
+def write_files(
+    folder: Path, prefix: str, scores: Sequence[Score], chance: float, num_classes: int, context: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `<prefix>-results.json`, `-results.csv`, pictures of the confusion matrices; return the json's content."""
+    described = [describe(score, num_classes) for score in scores]
+    path_json = folder / f"{prefix}-results.json"
+    payload = {**context, "num_classes": num_classes, "chance": chance, "scores": described}
+    path_json.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
+
+    path_csv = folder / f"{prefix}-results.csv"
+    with path_csv.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "probe", "accuracy", "ci95_low", "ci95_high", "correct", "total", "note"])
+        for d in described:
+            shares = [f"{share:.6f}" for share in (d["accuracy"], *d["ci95"])]
+            writer.writerow([d["row"], d["probe"], *shares, d["correct"], d["total"], d["note"]])
+        writer.writerow(["chance", "", f"{chance:.6f}", "", "", "", "", ""])
+
+    for score, d in zip(scores, described):
+        path = folder / f"{prefix}-confusion-{score.row}-{score.probe}.png"
+        save_confusion_picture(path, np.asarray(d["confusion_matrix"]))
+    return payload
+
+
+def save_confusion_picture(path: Path, confusion: np.ndarray, min_side: int = 320) -> None:
+    """Write the row-normalised confusion matrix (C, C) as a PNG: rows true, columns predicted, dark = often.
+
+    Plain pixels, so that 1,000 classes stay readable and no plotting package is needed.
+    """
+    from PIL import Image
+
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    cell = max(1, -(-min_side // len(confusion)))
+    pixels = np.kron(np.round(255 * (1 - shares)).astype(np.uint8), np.ones((cell, cell), dtype=np.uint8))
+    if cell >= 8:  # thin lines between the cells
+        pixels[cell - 1 :: cell, :] = np.minimum(pixels[cell - 1 :: cell, :], 200)
+        pixels[:, cell - 1 :: cell] = np.minimum(pixels[:, cell - 1 :: cell], 200)
+    Image.fromarray(pixels).save(path)
+
+
+def build_table(title: str, scores: Sequence[Score], probes: Sequence[str], chance: float) -> Table:
+    """Rows: encoders, then chance. Columns: probes, each `accuracy [95 % interval]` in percent."""
+    table = Table(title=title)
+    table.add_column("encoder", no_wrap=True)
+    for probe in probes:
+        table.add_column(probe, justify="right", no_wrap=True)
+    for row in dict.fromkeys(score.row for score in scores):
+        cells = {score.probe: score for score in scores if score.row == row}
+        table.add_row(row, *(_cell(cells[probe]) if probe in cells else "-" for probe in probes))
+    table.add_row("chance", *[f"{100 * chance:.1f}"] * len(probes))
+    return table
+
+
+def _cell(score: Score) -> str:
+    low, high = wilson_interval(score.correct, score.total)
+    return f"{100 * score.accuracy:.1f} \\[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
+    """All heads that trained side by side, by encoder; the star is at the one whose figure counts."""
+    table = Table(title="attentive heads side by side: accuracy in %\n* is reported: best on held-out training samples")
+    for column in ("encoder", "lr", "weight decay", "train", "held out", "val"):
+        table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
+    for name, rows in heads.items():
+        for head in rows:
+            shares = [head[f"{what}_accuracy"] for what in ("train", "inner_val", "val")]
+            figures = [f"{100 * share:.1f}" if share is not None else "-" for share in shares]
+            star = " *" if head["reported"] else ""
+            table.add_row(name + star, f"{head['lr']:g}", f"{head['weight_decay']:g}", *figures)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print to stdout, wide enough that a pipe or a narrow log does not cut cells."""
+    console = Console()
+    Console(width=max(console.width, 100)).print(table)

@@ -1,0 +1,112 @@
+"""From videos of any length to rows of features: stream, cut into windows, encode, write.
+
+Legend: B windows at a time, C channels, T frames of a window, N tokens of a window, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evals.extraction.feature_file import FeatureFile
+from evals.extraction.windows import cut_windows
+from src.datasets.decoding.decode import DecodeError, open_stream
+from src.datasets.decoding.video_stream import VideoStream
+from src.datasets.skipped import SkipReport
+from src.datasets.transforms import EvalTransform, normalize
+from src.models.backbone import VideoEncoder
+from src.utils.errors import UserError
+from src.utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are taken.
+
+    Attributes:
+        num_frames: frames of a window (T).
+        resolution: side of the square cut from the centre of each frame, pixels, after its short side is resized to it.
+        frame_step: frames of the video from one frame of a window to the next.
+        stride: frames of the video from the start of one window to that of the next.
+        per_token: keep every token instead of their mean.
+        batch_size: windows that are encoded at once (B).
+    """
+
+    num_frames: int
+    resolution: int
+    frame_step: int
+    stride: int
+    per_token: bool = False
+    batch_size: int = 8
+
+    def windows(self, frames: int) -> int:
+        """How many windows a video of `frames` frames gives, at least 1."""
+        beyond = frames - 1 - (self.num_frames - 1) * self.frame_step
+        return 1 + max(-(-beyond // self.stride), 0)
+
+
+@torch.no_grad()
+def encode_stream(
+    encoder: VideoEncoder, stream: VideoStream, how: Extraction, device: torch.device
+) -> Iterator[dict[str, np.ndarray]]:
+    """Features of a video's windows, in order, a batch of rows at a time.
+
+    Yields:
+        features float32 (B, D), or (B, N, D) per token; frames int64 (B, T); start_seconds float64 (B,).
+    """
+    transform = EvalTransform(how.resolution)
+    windows = cut_windows(stream, how.num_frames, how.frame_step, how.stride, lambda frame: transform(frame)[0])
+    while batch := list(islice(windows, how.batch_size)):
+        clips = torch.stack([window.clip for window in batch]).to(device)
+        tokens_BND = encoder(normalize(clips)).float()
+        yield {
+            "features": (tokens_BND if how.per_token else tokens_BND.mean(1)).cpu().numpy(),
+            "frames": np.stack([window.frames for window in batch]),
+            "start_seconds": np.array([window.start_seconds for window in batch]),
+        }
+
+
+def extract(
+    encoder: VideoEncoder, videos: Sequence[Path], out: Path, how: Extraction, device: torch.device, checkpoint: str
+) -> FeatureFile:
+    """Write the features of all videos to one file; each row says in `video` which of `videos` it belongs to.
+
+    A video that cannot be read to its end is left out, whole, and reported.
+
+    Raises:
+        UserError: not one video can be read, or the output cannot be written.
+    """
+    about = {"videos": [str(video) for video in videos], "checkpoint": checkpoint, **asdict(how)}
+    faults: list[tuple[str, str, str]] = []
+    skips = SkipReport(max_fraction=1.0)
+    with FeatureFile(out, about) as file, Progress(len(videos), unit="windows", what="extracting") as progress:
+        for number, video in enumerate(videos):
+            before = file.rows
+            try:
+                stream = open_stream(video)
+                try:
+                    # Files not opened yet are taken to be as long as this one.
+                    progress.total = file.rows + how.windows(stream.expected_frames) * (len(videos) - number)
+                    for rows in encode_stream(encoder, stream, how, device):
+                        file.append({**rows, "video": np.full(len(rows["frames"]), number)})
+                        windows = len(rows["frames"])
+                        progress.advance(windows, windows, video=number + 1)
+                finally:
+                    stream.close()
+            except DecodeError as error:
+                file.cut(before)
+                faults.append((error.path, error.kind, error.reason))
+                if len(videos) > 1:
+                    skips.note(faults[-1:])
+        if not file.rows:
+            path, kind, reason = faults[-1]
+            others = f" (and none of the other {len(videos) - 1} videos either)" if len(videos) > 1 else ""
+            raise UserError(f"{path}: {kind}: {reason}{others}")
+        file.about["unreadable"] = {path: f"{kind}: {reason}" for path, kind, reason in faults}
+        file.finish()
+    return file

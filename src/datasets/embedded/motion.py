@@ -1,0 +1,313 @@
+"""The embedded data sets: H.264 clips in motion, written once, the same for the same seed.
+
+    python -m src.datasets.embedded.motion [--scene NAME] [--out FOLDER] [--train N] [--val N] [--seed S] [--check]
+
+Three kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (motion_scene.py);
+`drift`, textures that drift (drift_scene.py); and `slow_drift`, the same at two fifths of the speed. A set is a
+folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and `val.csv` (`path label`, the label being the motion),
+of digits also `train_digit.csv` and `val_digit.csv` (the label being the digit), and `manifest.json` (what was asked
+for, versions, size and sha256 of every file). It is written into a temporary folder beside it and renamed when whole,
+so a set that exists is complete whatever interrupted an earlier writer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import functools
+import importlib.metadata
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.datasets.embedded.drift_scene import DIRECTIONS, DriftConfig, render_drift
+from src.datasets.embedded.motion_scene import CLASSES, REVERSED, SceneConfig, render_clip
+from src.datasets.embedded.motion_store import (
+    KIND,
+    SPLITS,
+    check_motion,
+    digest_of,
+    put_in_place,
+    settled,
+    temporary_sibling,
+)
+from src.utils.errors import UserError, run_cli
+from src.utils.progress import Progress
+
+__all__ = [
+    "CLASSES",
+    "EMBEDDED",
+    "REVERSED",
+    "SCENES",
+    "DriftConfig",
+    "SceneConfig",
+    "check_motion",
+    "classes_of",
+    "ensure_embedded",
+    "render_clip",
+    "render_split",
+    "write_motion",
+]
+
+FORMAT = 2  # raised when the same settings would give other clips than before
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EBUSY, errno.EXDEV}
+VAL_SHARE = 0.25  # of the digit images of each digit
+
+
+@functools.cache
+def digit_images(split: str) -> tuple[np.ndarray, ...]:
+    """The split's handwritten digits: for each digit 0-9 an array (n, 8, 8) in [0, 1]. No image is in both splits."""
+    from sklearn.datasets import load_digits  # slow to import, and not needed once the set is written
+
+    digits = load_digits()
+    order = np.random.default_rng(1797).permutation(len(digits.target))
+    found = []
+    for digit in range(10):
+        mine = order[digits.target[order] == digit]
+        cut = round(VAL_SHARE * len(mine))
+        found.append(digits.images[mine[:cut] if split == "val" else mine[cut:]] / 16)
+    return tuple(found)
+
+
+Scene = SceneConfig | DriftConfig
+SCENES: dict[str, Scene] = {"digits": SceneConfig(), "drift": DriftConfig(), "slow_drift": DriftConfig(speed=0.3)}
+# What configs call them (src/config/fields.py).
+EMBEDDED = {"MotionDataset": "digits", "DriftDataset": "drift", "SlowDriftDataset": "slow_drift"}
+
+
+def _classes(scene: Scene) -> tuple[str, ...]:
+    return DIRECTIONS if isinstance(scene, DriftConfig) else CLASSES
+
+
+def classes_of(dataset_type: str) -> tuple[str, ...]:
+    """Names of the classes of an embedded set, by what configs call it; none of other data."""
+    return _classes(SCENES[EMBEDDED[dataset_type]]) if dataset_type in EMBEDDED else ()
+
+
+def _lists(scene: Scene) -> tuple[str, ...]:
+    """What is added to the name of a split to name the list of each of a clip's labels."""
+    return ("",) if isinstance(scene, DriftConfig) else ("", "_digit")
+
+
+def draw_labels(split: str, index: int, seed: int, scene: Scene) -> tuple[int, ...]:
+    """Class of clip `index`, and of digits which: as many clips in a row as there are classes have every class once."""
+    classes = len(_classes(scene))
+    block, place = divmod(index, classes)
+    order = np.random.default_rng([seed, SPLITS.index(split), block]).permutation(classes)
+    label = int(order[place])
+    return (label,) if isinstance(scene, DriftConfig) else (label, (block + label) % 10)
+
+
+def render_index(split: str, index: int, seed: int, scene: Scene) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Clip `index` of a split: (uint8 (T, H, W, 3), its labels), the same whatever else is rendered."""
+    labels = draw_labels(split, index, seed, scene)
+    rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
+    if isinstance(scene, DriftConfig):
+        return render_drift(rng, labels[0], scene), labels
+    images = digit_images(split)[labels[1]]
+    return render_clip(rng, labels[0], images[rng.integers(len(images))], scene), labels
+
+
+def render_split(split: str, count: int, seed: int, scene: Scene) -> Iterator[tuple[Any, ...]]:
+    """The first `count` clips of a split, in memory, without files: (uint8 (T, H, W, 3), label[, digit])."""
+    for index in range(count):
+        clip, labels = render_index(split, index, seed, scene)
+        yield clip, *labels
+
+
+def encode(path: Path, clip: np.ndarray, fps: int) -> None:
+    """Write a uint8 clip (T, H, W, 3) as H.264 mp4, every frame an intra frame of one quality.
+
+    So no frame's artefacts depend on its neighbours, and a single frame stays as uninformative as it was rendered.
+    """
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        stream.options = {"qp": "22", "g": "1", "preset": "veryfast", "threads": "1"}
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _spec(scene: Scene, train: int, val: int, seed: int) -> dict:
+    spec = {"format": FORMAT, "train": train, "val": val, "seed": seed, "scene": dataclasses.asdict(scene)}
+    return json.loads(json.dumps(spec))  # tuples become lists, as they will be when read back
+
+
+def _write_share(folder: Path, jobs: list[tuple[str, int]], seed: int, scene: Scene, send: Callable) -> None:
+    for split, index in jobs:
+        clip, labels = render_index(split, index, seed, scene)
+        name = f"videos/{split}/{index:06d}.mp4"
+        encode(folder / name, clip, scene.fps)
+        send((split, index, name, labels, digest_of(folder / name)))
+
+
+def _worker(folder: Path, jobs: list, seed: int, scene: Scene, pipe: multiprocessing.connection.Connection) -> None:
+    try:
+        _write_share(folder, jobs, seed, scene, pipe.send)
+    except (BrokenPipeError, KeyboardInterrupt):  # the parent is gone or going, and this share is of no use to anyone
+        sys.exit(1)
+    except OSError as error:
+        pipe.send(OSError(error.errno, error.strerror, error.filename))
+
+
+def _write_clips(folder: Path, jobs: list, seed: int, scene: Scene, workers: int) -> Iterator[tuple]:
+    """Write the clips `jobs` and yield one row for each as it is done, from `workers` processes (1: this process)."""
+    if workers <= 1:
+        rows: list[tuple] = []
+        for job in jobs:
+            _write_share(folder, [job], seed, scene, rows.append)
+            yield rows.pop()
+        return
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    try:
+        for worker in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_worker, args=(folder, jobs[worker::workers], seed, scene, sender), daemon=True
+            )
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        left, done = list(pipes), 0
+        while left:
+            ready = multiprocessing.connection.wait(left)
+            for pipe in [pipe for pipe in left if pipe in ready]:
+                try:
+                    row = pipe.recv()
+                except EOFError:
+                    left.remove(pipe)
+                    continue
+                if isinstance(row, OSError):
+                    raise row
+                yield row
+                done += 1
+        if done != len(jobs):
+            raise RuntimeError(
+                f"a process writing {folder} ended early: {done} of {len(jobs)} clips (its error is above)"
+            )
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _fill(folder: Path, spec: dict, scene: Scene, workers: int, progress: Callable[[], None] | None) -> None:
+    """Write a whole set into an empty folder."""
+    counts = {split: spec[split] for split in SPLITS}
+    for split in SPLITS:
+        (folder / "videos" / split).mkdir(parents=True)
+    rows, files = [], {}
+    for row in _write_clips(folder, [(s, i) for s in SPLITS for i in range(counts[s])], spec["seed"], scene, workers):
+        rows.append(row[:4])
+        files[row[2]] = row[4]
+        if progress is not None:
+            progress()
+    rows.sort()
+    for split in SPLITS:
+        for which, what in enumerate(_lists(scene)):
+            name = f"{split}{what}.csv"
+            (folder / name).write_text("".join(f"{row[2]} {row[3][which]}\n" for row in rows if row[0] == split))
+            files[name] = digest_of(folder / name)
+    manifest = {
+        "kind": KIND,
+        "spec": spec,
+        "classes": _classes(scene),
+        "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy", "scikit-learn")},
+        "files": {name: list(files[name]) for name in sorted(files)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def write_motion(
+    root: str | Path,
+    scene: Scene = SceneConfig(),  # noqa: B008 (frozen)
+    train: int = 4096,
+    val: int = 1024,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> bool:
+    """Make sure that `root` holds this data set, whole: True if it was written now, False if it was there.
+
+    A folder with anything else in it is refused with UserError and left as it is. `workers` processes write (None: one
+    per core, at most 8; started by spawn, so a script that calls this needs the usual `__main__` guard), or this
+    process alone if 1. `progress` is called once per clip. Any number of processes may do this at once.
+    """
+    root = Path(root)
+    if root.is_symlink():  # a folder cannot be renamed onto a link
+        root = root.resolve()
+    if train < 1 or val < 1:
+        raise UserError(f"an embedded data set needs at least one clip in each split, got train={train}, val={val}")
+    if seed < 0:
+        raise UserError(f"a motion data set's seed is 0 or more, got {seed}")
+    spec = _spec(scene, train, val, seed)
+    if workers is None:
+        workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if multiprocessing.current_process().daemon:  # such a process may have no children
+        workers = 1
+    try:
+        if settled(root, spec):
+            return False
+        with temporary_sibling(root) as folder:
+            whole = folder / "set"
+            whole.mkdir()
+            _fill(whole, spec, scene, workers, progress)
+            return put_in_place(whole, root, spec, folder / "damaged")
+    except OSError as error:
+        if error.errno not in _DISK_FULL | _NOT_WRITABLE:
+            raise
+        raise UserError(f"cannot write {error.filename or root}: {error.strerror}; choose another folder") from error
+
+
+def ensure_embedded(root: str | Path, dataset_type: str) -> bool:
+    """`write_motion` for data that a config names and that is mostly there already; `dataset_type` is of EMBEDDED."""
+    return write_motion(root, SCENES[EMBEDDED[dataset_type]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; raises UserError for what `run_cli` then prints as one line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src.datasets.embedded.motion", description="Write or check the embedded data set."
+    )
+    parser.add_argument("--scene", choices=SCENES, default="digits", help="what is to be seen (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="its folder (default: data/motion for digits, else data/SCENE)")
+    parser.add_argument("--train", type=int, default=4096, help="training clips (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=1024, help="validation clips (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which set (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core, at most 8)")
+    parser.add_argument("--check", action="store_true", help="verify the checksums of the set at --out, write nothing")
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("data", {"digits": "motion"}.get(args.scene, args.scene))
+    if args.check:
+        print(f"{args.out}: {check_motion(args.out)} files, all as written")
+        return
+    settings = {
+        "scene": SCENES[args.scene],
+        "train": args.train,
+        "val": args.val,
+        "seed": args.seed,
+        "workers": args.workers,
+    }
+    with Progress(args.train + args.val, what=f"writing {args.out}") as progress:
+        written = write_motion(args.out, **settings, progress=progress.advance)
+    print(f"{args.out}: {args.train} + {args.val} clips {'written' if written else 'were there already'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

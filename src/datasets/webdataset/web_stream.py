@@ -1,0 +1,188 @@
+"""Videos in webdataset shards behind URLs, read from beginning to end.
+
+Every reader (a worker of a rank) gets its own shards, by a seeded permutation that is new in every pass, and makes
+whole batches from them; worker w makes steps w, w + workers, ... So no sample is lost or repeated within a pass, the
+order is a function of the seed and the number of readers, and a resumed run with as many readers goes on where it
+stopped, after reading over what it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from src.datasets.batch import Fetched, Skipped
+from src.datasets.clip_reader import ClipReader, Sample
+from src.datasets.decoding.decode import DecodeError
+from src.datasets.sample_fetcher import WorkerTracker
+from src.datasets.samplers import hash_seed
+from src.datasets.webdataset.shards import VIDEO_SUFFIXES
+from src.utils.errors import UserError
+
+# Undecoded samples a reader draws from at random.
+_SHUFFLE = 128
+
+
+class WebVideoStream(IterableDataset):
+    """Batches from shards behind URLs.
+
+    Args:
+        urls: shards, in any order.
+        batch_size: samples per batch.
+        training: shuffle and go on for ever; otherwise every sample once, and a smaller last batch.
+        rank, world_size, num_workers: the readers.
+        reader: how the clips of a video are read.
+
+    Attributes:
+        start_step, total_steps: steps to make, in training.
+        tracker: where a worker notes which shard its sample is from, if anybody wants to know.
+
+    Raises:
+        UserError: fewer shards than readers.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        batch_size: int,
+        training: bool,
+        reader: ClipReader,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self._readers = world_size * max(num_workers, 1)
+        if len(urls) < self._readers:
+            raise UserError(
+                f"{len(urls)} shards for {self._readers} readers ({world_size} ranks x {max(num_workers, 1)} workers): "
+                "lower data.num_workers or write more shards"
+            )
+        self._urls, self._batch_size, self._training = list(urls), batch_size, training
+        self._rank, self._num_workers, self._seed = rank, max(num_workers, 1), seed
+        self._reader = reader
+        self.start_step, self.total_steps = 0, 0
+        self.tracker: WorkerTracker | None = None
+
+    def path(self, index: int) -> str:
+        """A shard, for messages."""
+        return self._urls[index]
+
+    def __iter__(self) -> Iterator[Fetched]:
+        info = get_worker_info()
+        worker = info.id if info is not None else 0
+        return self._train(worker) if self._training else self._evaluate(worker)
+
+    def _train(self, worker: int) -> Iterator[Fetched]:
+        # The loader asks worker 0 first, for start_step; whose shards those are does not depend on start_step.
+        worker = (worker + self.start_step) % self._num_workers
+        faults: list[Skipped] = []
+        samples = self._samples(worker, faults)
+        for step in range(worker, self.total_steps, self._num_workers):
+            raw = list(islice(samples, self._batch_size))
+            if step >= self.start_step or not raw:
+                yield self._decode(raw, step, faults)
+            if not raw:
+                return
+
+    def _evaluate(self, worker: int) -> Iterator[Fetched]:
+        faults: list[Skipped] = []
+        raw: list[dict[str, Any]] = []
+        step = worker
+        for sample in self._read(self._urls[self._rank * self._num_workers + worker :: self._readers], faults):
+            raw.append(sample)
+            if len(raw) == self._batch_size:
+                yield self._decode(raw, step, faults)
+                raw, step = [], step + self._num_workers
+        if raw or faults:
+            yield self._decode(raw, step, faults)
+
+    def _samples(self, worker: int, faults: list[Skipped]) -> Iterator[dict[str, Any]]:
+        """A reader's samples, pass after pass, shuffled in a buffer; ends when a whole pass gives none."""
+        reader = self._rank * self._num_workers + worker
+        number = 0
+        while True:
+            order = np.random.default_rng(hash_seed(self._seed, 4, number)).permutation(len(self._urls))
+            rng = np.random.default_rng(hash_seed(self._seed, 5, reader, number))
+            buffer: list[dict[str, Any]] = []
+            count = 0
+            for sample in self._read([self._urls[i] for i in order[reader :: self._readers]], faults):
+                count += 1
+                buffer.append(sample)
+                if len(buffer) > _SHUFFLE:
+                    yield _take(buffer, rng)
+            while buffer:
+                yield _take(buffer, rng)
+            if count == 0:
+                return
+            number += 1
+
+    def _read(self, urls: Sequence[str], faults: list[Skipped]) -> Iterator[dict[str, Any]]:
+        """Undecoded samples with a video and a label. A shard that fails is a fault, and the next one follows."""
+        for url in urls:
+            found = 0
+            for sample in _open_shard(url, faults):
+                found += 1
+                yield sample
+            if found == 0 and not (faults and faults[-1].path == url):
+                faults.append(Skipped(url, "empty", "no samples"))
+
+    def _decode(self, raw: list[dict[str, Any]], step: int, faults: list[Skipped]) -> Fetched:
+        skipped, attempts = list(faults), len(raw) + len(faults)
+        faults.clear()
+        found: list[tuple[str, Sample] | None] = []
+        worker = get_worker_info()
+        for place, sample in enumerate(raw):
+            if worker is not None and self.tracker is not None:
+                self.tracker.at(worker.id, self._urls.index(sample["__url__"]))
+            name = f"{sample['__url__']}::{sample['__key__']}"
+            try:
+                found.append((name, self._load(sample, name, hash_seed(self._seed, 6, self._rank, step, place))))
+            except DecodeError as error:
+                skipped.append(Skipped(error.path, error.kind, error.reason))
+                found.append(None)
+        good = [f for f in found if f is not None]
+        if self._training and good:
+            good = [f if f is not None else good[i % len(good)] for i, f in enumerate(found)]
+        names = [name for name, _ in good]
+        return Fetched([s for _, s in good], [-1] * len(good), names, step, attempts, skipped)
+
+    def _load(self, sample: dict[str, Any], name: str, seed: int) -> Sample:
+        video = next((sample[s] for s in VIDEO_SUFFIXES if s in sample), None)
+        if video is None:
+            raise DecodeError(name, "no_video", "has no video")
+        label = sample.get("cls", b"").strip()
+        if not label.lstrip(b"-").isdigit():
+            raise DecodeError(name, "no_label", f"its .cls holds {label[:20]!r}, not a number")
+        self._reader.check_size(name, len(video))
+        return self._reader.read(video, name, int(label), seed)
+
+
+def _take(buffer: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    place = int(rng.integers(len(buffer)))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer.pop()
+
+
+def _open_shard(url: str, faults: list[Skipped]) -> Iterator[dict[str, Any]]:
+    from webdataset.gopen import gopen_schemes
+    from webdataset.tariterators import tarfile_samples
+
+    gopen_schemes.setdefault("s3", _open_s3)
+
+    def note(error: Exception) -> bool:
+        faults.append(Skipped(url, "unreadable", " ".join(str(error).split())[:200]))
+        return False
+
+    yield from tarfile_samples([{"url": url}], handler=note)
+
+
+def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Any:
+    """An object as a stream, through the aws command, without a shell in between."""
+    from webdataset.gopen import Pipe
+
+    return Pipe(["aws", "s3", "cp", url, "-"], mode=mode, bufsize=bufsize, ignore_status=[141, 23])

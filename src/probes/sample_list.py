@@ -1,0 +1,95 @@
+"""Lists of labelled samples: read, checked against the number of classes, cut down, split into fit and inner val.
+
+Legend: M samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.datasets.embedded.motion import EMBEDDED, ensure_embedded
+from src.datasets.image_dataset import ImageDataset
+from src.datasets.lists import read_list, resolve
+from src.utils.errors import UserError
+
+INNER_VAL_FRACTION = 0.1  # of the training samples, held out of fitting to choose between several heads
+
+
+@dataclass(frozen=True)
+class SampleList:
+    """Samples in order: `source` is what the data loader is given, `files` and `labels` (M,) are what it will find."""
+
+    source: Path
+    files: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def subset(self, ids: np.ndarray, path: Path) -> SampleList:
+        """The samples `ids`, written to a list of their own at `path`, atomically."""
+        files, labels = [self.files[i] for i in ids], self.labels[ids]
+        temporary = path.with_name(path.name + ".tmp")
+        lines = (f"{Path(file).resolve()} {label}\n" for file, label in zip(files, labels))
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(path)
+        return SampleList(path, files, labels)
+
+
+def read_sample_list(source: str | Path, dataset_type: str, key: str) -> SampleList:
+    """Files and labels of a list, or of a folder of class folders; `key` is where the config names it.
+
+    The embedded data set is written first where it is absent. Raises UserError when missing, malformed or empty.
+    """
+    source = Path(source)
+    if dataset_type == "WebVideoDataset":
+        raise UserError("data.dataset_type WebVideoDataset has no list to evaluate on: use VideoDataset with csv lists")
+    if dataset_type in EMBEDDED and not source.exists():
+        ensure_embedded(source.parent, dataset_type)
+    if not source.exists():
+        raise UserError(f"{key}: {source} does not exist")
+    if dataset_type == "ImageDataset":
+        images = ImageDataset([source])
+        return SampleList(source, [images.path(i) for i in range(len(images))], images.labels)
+    files, labels = read_list(source)
+    folder = str(source.resolve().parent)
+    return SampleList(source, [resolve(file, folder) for file in files], np.asarray(labels, dtype=np.int64))
+
+
+def check_labels(samples: SampleList, num_classes: int) -> None:
+    """Raise UserError unless all labels are in 0 .. num_classes - 1."""
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if low < 0 or high >= num_classes:
+        raise UserError(
+            f"{samples.source}: labels run from {low} to {high}, which does not fit data.num_classes={num_classes} "
+            f"(labels 0 to {num_classes - 1}): set data.num_classes={high + 1} or mend the list"
+        )
+
+
+def draw_subset(samples: SampleList, count: int, seed: int) -> np.ndarray:
+    """`count` positions drawn at random, ascending; all if the list has no more."""
+    if count >= len(samples):
+        return np.arange(len(samples))
+    return np.sort(np.random.default_rng((seed, 1)).choice(len(samples), count, replace=False))
+
+
+def hold_out(labels: np.ndarray, seed: int, share: float = INNER_VAL_FRACTION) -> tuple[np.ndarray, np.ndarray]:
+    """Split positions into (to fit, held out): of each class with more than one sample, a share of at least one.
+
+    Raises UserError if nothing can be held out.
+    """
+    rng = np.random.default_rng((seed, 2))
+    held: list[np.ndarray] = []
+    for label in np.unique(labels):
+        mine = rng.permutation(np.flatnonzero(labels == label))
+        held.append(mine[: min(len(mine) - 1, max(1, round(share * len(mine))))])
+    out = np.sort(np.concatenate(held))
+    if not len(out):
+        raise UserError(
+            "several learning rates or weight decays need training samples to choose between them, "
+            "but no class has two: set one optimization.lr and weight_decay"
+        )
+    return np.setdiff1d(np.arange(len(labels)), out), out
