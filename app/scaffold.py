@@ -26,7 +26,7 @@ def schema_of(app_name: object, source: str) -> type[Section]:
     if app_name not in apps():
         hint = did_you_mean(str(app_name), apps())
         raise UserError(f"{source}: app: there is no app '{app_name}'; apps: {', '.join(apps())}{hint}")
-    return importlib.import_module(f"app.{app_name}.config").SCHEMA
+    return importlib.import_module(f"{__package__}.{app_name}.config").SCHEMA
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[str, Any]:
@@ -59,4 +59,4 @@ def main(app_name: str, args: Any, resume_preempt: bool = False) -> None:
     """
     if isinstance(args, dict):
         args = from_dict(args, schema_of(app_name, "config"), "config")
-    importlib.import_module(f"app.{app_name}.train").main(args, resume_preempt=resume_preempt)
+    importlib.import_module(f"{__package__}.{app_name}.train").main(args, resume_preempt=resume_preempt)

@@ -50,4 +50,4 @@ def main(eval_name: str, args_eval: Any, resume_preempt: bool = False) -> None:
     """Run an evaluation in this process; the arguments are as in app/scaffold.py."""
     if isinstance(args_eval, dict):
         args_eval = from_dict(args_eval, schema_of(eval_name, "config"), "config")
-    importlib.import_module(f"evals.{eval_name}.eval").main(args_eval, resume_preempt=resume_preempt)
+    importlib.import_module(f"{__package__}.{eval_name}.eval").main(args_eval, resume_preempt=resume_preempt)

@@ -18,7 +18,6 @@ MaskType = Literal["multiblock3d", "random_tube", "clip_row"]
 class DataConfig(Section):
     """Which clips, and how they are read."""
 
-    dead_keys: ClassVar[dict[str, str]] = {"decode_one_clip": "only the frames of the clip are ever read"}
     renamed: ClassVar[Renamed] = RENAMED["data"]
 
     dataset_type: DatasetType = Field(
@@ -52,6 +51,7 @@ class DataConfig(Section):
     pad_truncated: bool = Field(
         False, description="(added) repeat the last frame of a file cut short; false: skip the file"
     )
+    decode_one_clip: bool = Field(True, description="has no effect: only the frames of the clip are ever read")
     clip_duration: float | None = Field(None, gt=0, description="seconds a clip spans; replaces sampling_rate if set")
     decoder: Literal["auto", "decord", "pyav"] = Field("auto", description="(added) video library; auto: the exact one")
     allow_pipe: bool = Field(False, description="(added) let shards be `pipe:` commands, which run in a shell")

@@ -46,3 +46,12 @@ def run_cli(fn: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     raise SystemExit(code or 0)
+
+
+def moved(old: str, new: str) -> None:
+    """What a command that has another name now answers with: one line, exit code 2."""
+
+    def say() -> int:
+        raise UserError(f"`python -m {old}` is now `python -m {new}`")
+
+    run_cli(say)

@@ -46,9 +46,9 @@ def training_curves(runs: Sequence[RunFolder]) -> list[Part]:
     return parts
 
 
-def health_curves(runs: Sequence[RunFolder]) -> list[Part]:
+def diagnostics_curves(runs: Sequence[RunFolder]) -> list[Part]:
     """The figures of `<tag>-diagnostics.csv`."""
-    looked = [run for run in runs if run.health]
+    looked = [run for run in runs if run.diagnostics]
     reason = "no diagnostics: logging.diagnose_every is null, or no look has been taken yet"
     parts = _without(runs, looked, reason)
     if not looked:
@@ -102,8 +102,8 @@ def _logs(runs: Sequence[RunFolder]) -> list[tuple[Log, str]]:
     return [(run.log, run.color) for run in runs]
 
 
-def _health(runs: Sequence[RunFolder]) -> list[tuple[Log, str]]:
-    return [(run.health, run.color) for run in runs]
+def _diagnostics(runs: Sequence[RunFolder]) -> list[tuple[Log, str]]:
+    return [(run.diagnostics, run.color) for run in runs]
 
 
 def _loss(axes: Axes, runs: Sequence[RunFolder]) -> None:
@@ -151,35 +151,35 @@ def _ema(axes: Axes, runs: Sequence[RunFolder]) -> None:
 
 
 def _spread(axes: Axes, runs: Sequence[RunFolder]) -> None:
-    _lines(axes, _health(runs), ["target/feature_std", "target/between_clip_std"])
+    _lines(axes, _diagnostics(runs), ["target/feature_std", "target/between_clip_std"])
     axes.axhline(MIN_BETWEEN_CLIP_STD, color=GREY, linestyle=":", linewidth=1)
     finish(axes, "Spread of the targets", "standard deviation", ["all tokens", "between clips"], zero=True)
 
 
 def _ranks(axes: Axes, runs: Sequence[RunFolder]) -> None:
-    _lines(axes, _health(runs), ["target/effective_rank_centered", "target/effective_rank"])
+    _lines(axes, _diagnostics(runs), ["target/effective_rank_centered", "target/effective_rank"])
     for width in {backbone_config(run.config.model.model_name).embed_dim for run in runs}:
         axes.axhline(MIN_EFFECTIVE_RANK * width, color=GREY, linestyle=":", linewidth=1)
     finish(axes, "Effective rank of the targets", "dimensions", ["less their mean", "as they are"], zero=True)
 
 
 def _updates(axes: Axes, runs: Sequence[RunFolder]) -> None:
-    _lines(axes, _health(runs), ["update/encoder", "update/predictor"])
+    _lines(axes, _diagnostics(runs), ["update/encoder", "update/predictor"])
     finish(axes, "Update ratio", "|change| / |weights|", ["encoder", "predictor"], log=True)
 
 
 def _errors(axes: Axes, runs: Sequence[RunFolder]) -> None:
     for run in runs:
-        times = [name for name in run.health if name.startswith("error/time_")]
-        _lines(axes, [(run.health, run.color)], list(dict.fromkeys((times[0], times[-1]))))
+        times = [name for name in run.diagnostics if name.startswith("error/time_")]
+        _lines(axes, [(run.diagnostics, run.color)], list(dict.fromkeys((times[0], times[-1]))))
     finish(axes, "Prediction error", "mean |difference|", ["first time index", "last time index"])
 
 
 def _cosines(axes: Axes, runs: Sequence[RunFolder]) -> None:
-    _lines(axes, _health(runs), ["target/between_clip_cosine", "prediction/between_clip_cosine"])
+    _lines(axes, _diagnostics(runs), ["target/between_clip_cosine", "prediction/between_clip_cosine"])
     finish(axes, "Similarity of different clips", "cosine", ["targets", "predictions"])
 
 
 def _gradients(axes: Axes, runs: Sequence[RunFolder]) -> None:
-    _lines(axes, _health(runs), ["gradient/encoder", "gradient/predictor"])
+    _lines(axes, _diagnostics(runs), ["gradient/encoder", "gradient/predictor"])
     finish(axes, "Gradients, as applied", "L2 norm", ["encoder", "predictor"], log=True)

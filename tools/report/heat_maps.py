@@ -35,31 +35,31 @@ STATES = (Kind("dt", "Step size dt at zero input", "change, %", True), Kind("A",
 
 
 def block_maps(run: RunFolder) -> list[Part]:
-    """Pictures of a run that has two looks at its health or more; none otherwise."""
-    if not run.health or len(run.health["step"]) < 2:
+    """Pictures of a run that has two looks at its diagnostics or more; none otherwise."""
+    if not run.diagnostics or len(run.diagnostics["step"]) < 2:
         return []
     caption = (
         "One row for each part, first above last, colours on a logarithmic scale. Rows orders of magnitude darker than "
         "others are parts that hardly learn."
     )
-    parts: list[Part] = [_maps(run.health, GRADIENTS, caption)]
-    if any(name.startswith("dt/") for name in run.health):
+    parts: list[Part] = [_maps(run.diagnostics, GRADIENTS, caption)]
+    if any(name.startswith("dt/") for name in run.diagnostics):
         caption = (
             "Medians over the channels of each Mamba layer, relative to the run's first look. One over the product of "
             "the two is for how many tokens a layer's state remembers: where dt or A grows (red) it forgets sooner, "
             "where they shrink (blue) later; white is unchanged."
         )
-        parts.append(_maps(run.health, STATES, caption))
+        parts.append(_maps(run.diagnostics, STATES, caption))
     return parts
 
 
-def _maps(health: Log, kinds: tuple[Kind, ...], caption: str) -> Picture:
+def _maps(diagnostics: Log, kinds: tuple[Kind, ...], caption: str) -> Picture:
     """Maps side by side."""
     with figure(1, len(kinds), 4.2, margins=Margins(left=0.95, right=0.55, between=1.5)) as (fig, grid):
         for axes, kind in zip(grid.flat, kinds):
-            names = [name for name in health if re.match(rf"{kind.name}/.*(\.\d+|patch_embed)", name)]
-            values = np.array([health[name] for name in names])
-            _map(fig, axes, health["step"], values, [_short(name) for name in names], kind)
+            names = [name for name in diagnostics if re.match(rf"{kind.name}/.*(\.\d+|patch_embed)", name)]
+            values = np.array([diagnostics[name] for name in names])
+            _map(fig, axes, diagnostics["step"], values, [_short(name) for name in names], kind)
         return Picture(to_svg(fig), f"{' and '.join(kind.title for kind in kinds)}, by block, over the steps", caption)
 
 

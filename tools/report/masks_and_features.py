@@ -16,7 +16,7 @@ from src.utils.plotting import data_uri
 from src.utils.token_grid import Grid
 from src.utils.visualization import principal_colors
 from tools.report.page_parts import Part, Picture
-from tools.report.sample_predictions import Clips, Seen
+from tools.report.sample_predictions import SampleClips, SamplePredictions
 
 CLIPS, COLUMNS = 6, 8  # most that are shown: clips side by side, moments of one clip
 CELL, SMALL_CELL, GAP = 150, 112, 6  # pixels of a frame, and between two
@@ -24,7 +24,7 @@ PAPER, HIDDEN, ORANGE = (255, 255, 255), (226, 229, 233), np.array([209, 102, 27
 FRAME_MS, PAUSE_MS = 220, 700  # of the animation; the pause is at its end
 
 
-def mask_pictures(drawn: Clips, masks: Sequence[dict], clips: int = 2) -> list[Part]:
+def mask_pictures(drawn: SampleClips, masks: Sequence[dict], clips: int = 2) -> list[Part]:
     """For each mask set what the encoder sees and what is to be predicted, on `clips` clips of the data."""
     grid, times = drawn.grid, _times(drawn.grid)
     frames = drawn.clips[:clips].permute(0, 2, 3, 4, 1).numpy()
@@ -62,7 +62,7 @@ def _to_pixels(flags_BN: np.ndarray, grid: Grid, size: tuple[int, int]) -> np.nd
     return flags.repeat(size[0] // grid.h, axis=2).repeat(size[1] // grid.w, axis=3)
 
 
-def feature_picture(drawn: Clips, seen: Seen) -> Picture:
+def feature_picture(drawn: SampleClips, seen: SamplePredictions) -> Picture:
     """A few clips over the target encoder's features, coloured by their principal components, as they move."""
     clips = drawn.clips[:CLIPS].permute(0, 2, 3, 4, 1).numpy()
     rows, shares = [], []

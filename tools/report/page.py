@@ -12,14 +12,14 @@ from app.vjepa.run_status import Status, flat_keys
 from src.config.yaml_io import dump_yaml
 from src.utils.errors import UserError, one_line
 from src.utils.logging import get_logger
-from tools.report.curves import health_curves, training_curves
+from tools.report.curves import diagnostics_curves, training_curves
 from tools.report.heat_maps import block_maps
 from tools.report.masks_and_features import feature_picture, mask_pictures
 from tools.report.page_parts import FoldedText, Heading, Note, Part, Section, Table
 from tools.report.prediction_errors import error_maps, error_table
 from tools.report.probes import probe_parts
 from tools.report.run_folder import RunFolder
-from tools.report.sample_predictions import Clips, Seen, draw_clips, look
+from tools.report.sample_predictions import SampleClips, SamplePredictions, draw_clips, predict_samples
 
 logger = get_logger(__name__)
 
@@ -35,16 +35,18 @@ def build_page(runs: Sequence[RunFolder], clips: int | None = None) -> str:
         Section("Overview", parts=[overview(runs)]),
         Section("Training", "What the log of the steps says.", training_curves(runs)),
         Section(
-            "Health", "Whether features stay varied and every part learns.", [*health_curves(runs), *_blocks(runs)]
+            "Diagnostics",
+            "Whether features stay varied and every part learns.",
+            [*diagnostics_curves(runs), *_blocks(runs)],
         ),
         Section("Probes", "What a frozen encoder is good for, beside the same encoder untrained.", probe_parts(runs)),
-        *look_sections(runs, clips),
+        *sample_sections(runs, clips),
         Section("Configuration", parts=config_parts(runs)),
         Section("Environment", "Where each start of a run ran.", environment_parts(runs)),
     ]
     names = " beside ".join(run.name for run in runs)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("tools.report").joinpath("page.html").read_text(encoding="utf-8")
+        files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     )
     return template.render(title=names, runs=runs, sections=sections, made=time.strftime("%Y-%m-%d %H:%M"))
 
@@ -88,17 +90,17 @@ def _named(run: RunFolder, runs: Sequence[RunFolder]) -> list[Part]:
     return [Heading(run.name, run.color)] if len(runs) > 1 else []
 
 
-def look_sections(runs: Sequence[RunFolder], clips: int | None) -> list[Section]:
+def sample_sections(runs: Sequence[RunFolder], clips: int | None) -> list[Section]:
     """What needs data or a checkpoint: masks, features, errors. What cannot be had says why."""
     masks = Section(
         "Masks", "What is shown to the encoder and what has to be predicted, on clips of the training data."
     )
     features = Section("Features", "What the target encoder, which the probes use, makes of the clips over time.")
     errors = Section("Prediction error", "Where the predictor is wrong, over space and time.")
-    seen: list[tuple[RunFolder, Seen]] = []
+    seen: list[tuple[RunFolder, SamplePredictions]] = []
     for run in runs:
         logger.info(f"{run.name}: clips and features")
-        drawn: Clips | None = None
+        drawn: SampleClips | None = None
         try:
             drawn = draw_clips(run, clips)
             masks.parts.extend([*_named(run, runs), *mask_pictures(drawn, run.config.mask_dicts())])
@@ -108,7 +110,7 @@ def look_sections(runs: Sequence[RunFolder], clips: int | None) -> list[Section]
             features.parts.append(Note(f"{run.name}: no clips, so no features and no errors (see Masks)."))
             continue
         try:
-            found = look(run, drawn)
+            found = predict_samples(run, drawn)
         except UserError as error:
             features.parts.append(Note(f"{run.name}: no features and no errors: {one_line(error)}."))
             continue

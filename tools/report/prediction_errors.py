@@ -9,12 +9,12 @@ import numpy as np
 from src.utils.plotting import INCH, figure, hide, to_svg
 from tools.report.page_parts import Picture, Table
 from tools.report.run_folder import RunFolder
-from tools.report.sample_predictions import Seen
+from tools.report.sample_predictions import SamplePredictions
 
 COLUMNS = 8  # most time indices that are shown
 
 
-def error_maps(seen: Sequence[tuple[RunFolder, Seen]]) -> Picture:
+def error_maps(seen: Sequence[tuple[RunFolder, SamplePredictions]]) -> Picture:
     """A row for each run and mask set, a column for each time index, one scale for all."""
     rows = [
         (f"{run.name}\n" * (len(seen) > 1) + f"mask set {number + 1}", error)
@@ -51,7 +51,7 @@ def error_maps(seen: Sequence[tuple[RunFolder, Seen]]) -> Picture:
         return Picture(to_svg(fig), alt, caption, width=round(INCH * width))
 
 
-def error_table(seen: Sequence[tuple[RunFolder, Seen]]) -> Table:
+def error_table(seen: Sequence[tuple[RunFolder, SamplePredictions]]) -> Table:
     """The mean errors beside those of a constant answer."""
     rows = []
     for run, found in seen:

@@ -12,6 +12,7 @@ import numpy as np
 
 from app import scaffold
 from app.vjepa.config import PretrainConfig
+from app.vjepa.diagnostics import RENAMED_COLUMNS
 from app.vjepa.run_status import PARAMS, Status, read_status
 from src.config.yaml_io import read_mapping
 from src.models.registry import backbone_config
@@ -30,7 +31,7 @@ class RunFolder:
         name: what tells it from the others on the page.
         color: its own, in every chart.
         log: a row for every step.
-        health: a row for every look at the run's health.
+        diagnostics: a row for every look at the run's diagnostics.
         results: what evaluations wrote, by their file.
         environment: a dictionary for every start of the run.
     """
@@ -41,7 +42,7 @@ class RunFolder:
     config: PretrainConfig
     status: Status
     log: Log
-    health: Log
+    diagnostics: Log
     results: dict[Path, dict[str, Any]]
     environment: list[dict[str, Any]]
 
@@ -87,8 +88,8 @@ def _read(folder: Path, name: str, color: str, config: PretrainConfig) -> RunFol
     tag = config.logging.write_tag
     log = read_csv(folder / f"{tag}_r0.csv")
     per_epoch = config.optimization.ipe or (log["itr"].max() + 1 if log else 0)
-    health = read_csv(folder / f"{tag}-diagnostics.csv")
-    for table in (log, health):
+    diagnostics = read_csv(folder / f"{tag}-diagnostics.csv")
+    for table in (log, diagnostics):
         if table:
             table["step"] = table["epoch"] * per_epoch + table["itr"]
     return RunFolder(
@@ -98,7 +99,7 @@ def _read(folder: Path, name: str, color: str, config: PretrainConfig) -> RunFol
         config,
         read_status(folder),
         log,
-        health,
+        diagnostics,
         {path: _results(path) for path in sorted(folder.rglob("*-results.json"))},
         read_environment(folder),
     )
@@ -118,6 +119,7 @@ def read_csv(path: Path) -> Log:
                 rows.append([float(field) for field in fields])
         except ValueError:
             continue  # two processes wrote at once, or a disk was full: the other rows still stand
+    names = [RENAMED_COLUMNS.get(name, name) for name in names]
     return dict(zip(names, np.array(rows).T)) if rows else {}
 
 

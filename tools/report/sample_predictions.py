@@ -34,7 +34,7 @@ BATCH = 8  # clips at a time
 
 
 @dataclass(frozen=True)
-class Clips:
+class SampleClips:
     """Clips as training sees them.
 
     Attributes:
@@ -62,7 +62,7 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SamplePredictions:
     """What a checkpoint makes of them.
 
     Attributes:
@@ -92,7 +92,7 @@ class Models:
     source: str
 
 
-def draw_clips(run: RunFolder, count: int | None) -> Clips:
+def draw_clips(run: RunFolder, count: int | None) -> SampleClips:
     """The first clips of the run's own training data, cut and masked as in training.
 
     Raises:
@@ -116,11 +116,11 @@ def draw_clips(run: RunFolder, count: int | None) -> Clips:
         loader.total_steps = -(-count // batch_size)
         batches = list(loader)
     clips = torch.cat([batch.clips[0] for batch in batches])
-    return Clips(clips, [b.masks_enc for b in batches], [b.masks_pred for b in batches], grid)
+    return SampleClips(clips, [b.masks_enc for b in batches], [b.masks_pred for b in batches], grid)
 
 
 @torch.no_grad()
-def look(run: RunFolder, drawn: Clips) -> Seen:
+def predict_samples(run: RunFolder, drawn: SampleClips) -> SamplePredictions:
     """Run the newest whole checkpoint of `run` on the clips.
 
     Raises:
@@ -150,7 +150,7 @@ def look(run: RunFolder, drawn: Clips) -> Seen:
         error, alternative = _errors(z, h, [masks[mask] for masks in drawn.masks_pred], drawn.grid.size)
         errors.append(error.reshape(drawn.grid.t, drawn.grid.h, drawn.grid.w))
         constant.append(alternative)
-    return Seen(models.source, torch.cat(features), torch.cat(initial), errors, constant)
+    return SamplePredictions(models.source, torch.cat(features), torch.cat(initial), errors, constant)
 
 
 def _normalised(x_BND: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _errors(
 
 
 def load_models(run: RunFolder) -> Models:
-    """The modules of the newest whole checkpoint, on the CPU. Raises UserError as `look` does."""
+    """The modules of the newest whole checkpoint, on the CPU. Raises UserError as `predict_samples` does."""
     tag = run.config.logging.write_tag
     there = [path for which in ("latest", "previous") if (path := run.folder / f"{tag}-{which}.pth.tar").exists()]
     if not there:

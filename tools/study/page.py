@@ -2,12 +2,12 @@
 
 The page is written by hand, but for what stands between marks:
 
-    <!-- table: why_it_failed linear recipe -->   rows of docs/results/why_it_failed.csv, judged by the probe `linear`,
+    <!-- table: why_it_failed linear recipe -->   rows of docs/results/why_it_failed.csv, accuracy under the probe `linear`,
     <!-- end -->                                  the differences being those from the row `recipe`
     <!-- dots: why_it_failed recipe -->           every run's accuracy under every probe
     <!-- curve: lengths steps -->                 accuracy over steps, of rows that differ in their length only
     <!-- curve: lengths lr -->                    accuracy over lr, of rows that differ in lr=... or lr_... only
-    <!-- health: why_it_failed recipe all_defects -->   how varied predictions and targets of these rows are in training
+    <!-- diagnostics: why_it_failed recipe all_defects -->  diagnostics of these rows over training
 
 A csv that is not there is said to be missing. Plots are docs/results/NAME-KIND.png, of curves NAME-over-KEY.png; each
 holds a digest of its csv.
@@ -15,73 +15,35 @@ holds a digest of its csv.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.launch.cli import Parser
 from src.utils.errors import UserError, run_cli
-from tools.study.study import COLUMNS, HEALTH_COLUMNS, health_path
+from tools.study.records import (
+    COLUMNS,
+    DIAGNOSTICS_COLUMNS,
+    RANK,
+    STD,
+    Records,
+    Runs,
+    collect,
+    diagnostics_path,
+    difference,
+    digest,
+    probes_of,
+    read,
+    spread,
+)
 
 PAGE = Path("docs/study.md")
 RESULTS = Path("docs/results")
-BLOCK = re.compile(r"^<!-- (table|dots|curve|health): (\S+)(.*?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
-STD, RANK, PREDICTED = "target/between_clip_std", "target/effective_rank_centered", "prediction/feature_std"
-
-Records = list[dict[str, str]]
-
-
-@dataclass
-class Runs:
-    """All runs of one row of a sweep; accuracies by probe, one for each seed that has results."""
-
-    name: str
-    model: str = ""
-    count: int = 0
-    steps: set[int] = field(default_factory=set)
-    pretrained: dict[str, dict[str, float]] = field(default_factory=dict)  # probe -> seed -> accuracy
-    random: dict[str, dict[str, float]] = field(default_factory=dict)
-    last: dict[str, list[float]] = field(default_factory=dict)  # figure of a run's health -> at its last look
-
-
-def probes_of(records: Records) -> list[str]:
-    """Columns that hold accuracies."""
-    return [name for name in records[0] if name not in COLUMNS]
-
-
-def collect(records: Records) -> dict[str, Runs]:
-    """The rows of a study's csv, by their name, in the order of the file."""
-    rows: dict[str, Runs] = {}
-    for record in records:
-        row = rows.setdefault(record["row"], Runs(record["row"], record["model"]))
-        accuracies = row.random if record["encoder"] == "random" else row.pretrained
-        for probe in probes_of(records):
-            if record[probe]:
-                accuracies.setdefault(probe, {})[record["seed"]] = float(record[probe])
-        if record["encoder"] == "random":
-            continue
-        row.count += 1
-        row.steps.add(int(record["steps"]))
-        for name in ("loss", STD, RANK):
-            if record[name]:
-                row.last.setdefault(name, []).append(float(record[name]))
-    return rows
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN of one value."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Difference of the means, and its standard error; NaN where one of them is a single run."""
-    (mean, std), (other, other_std) = spread(ours), spread(theirs)
-    return mean - other, math.sqrt(std**2 / len(ours) + other_std**2 / len(theirs))
+BLOCK = re.compile(
+    r"^<!-- (table|dots|curve|diagnostics): (\S+)(.*?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL
+)
 
 
 def percent(mean: float, error: float, sign: str = "") -> str:
@@ -90,7 +52,7 @@ def percent(mean: float, error: float, sign: str = "") -> str:
 
 
 def table(records: Records, words: Sequence[str]) -> str:
-    """A row for each row of the study: how good, how much better than untrained and than the reference, how healthy."""
+    """A row for each row of the study: accuracy, gain over untrained and over the reference, last diagnostics."""
     rows, probes = collect(records), probes_of(records)
     probe, reference = (*words, None)[:2] if words else (probes[0], None)
     if probe not in probes:
@@ -99,7 +61,7 @@ def table(records: Records, words: Sequence[str]) -> str:
         raise UserError(f"there is no row '{reference}'; rows: {', '.join(rows)}")
     others = [name for name in probes if name != probe]
     heading = ["row", "n", "steps", f"{probe}, %", "above random", *([f"above {reference}"] if reference else [])]
-    heading += [*(f"{name}, % (random)" for name in others), "loss", "spread of targets", "rank of targets"]
+    heading += [*(f"{name}, % (random)" for name in others), "loss", "between-clip std", "effective rank"]
     lines = [heading, ["---"] * len(heading)]
     for row in rows.values():
         mine, untrained = row.pretrained.get(probe, {}), row.random.get(probe, {})
@@ -130,23 +92,6 @@ def _last(row: Runs, name: str, form: str) -> str:
     return f"{statistics.mean(values):{form}}" if values else ""
 
 
-def read(path: Path, columns: Sequence[str] = COLUMNS) -> Records:
-    """A csv of `tools.study`; empty if it is not there. Raises UserError for another one."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise UserError(f"{path} is no csv of a study: it has no column {missing[0]}")
-        return list(reader)
-
-
-def digest(path: Path) -> str:
-    """What tells whether a plot was drawn from this file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def picture_name(kind: str, name: str, words: Sequence[str]) -> str:
     """The file of a block's plot, in docs/results."""
     return f"{name}-over-{(*words, 'steps')[0]}.png" if kind == "curve" else f"{name}-{kind}.png"
@@ -161,8 +106,8 @@ def fill(text: str, results: Path, draw: Callable[..., None] | None) -> str:
     def block(match: re.Match[str]) -> str:
         kind, name, words, _ = match.groups()
         source = results / f"{name}.csv"
-        source = health_path(source) if kind == "health" else source
-        records = read(source, HEALTH_COLUMNS if kind == "health" else COLUMNS)
+        source = diagnostics_path(source) if kind == "diagnostics" else source
+        records = read(source, DIAGNOSTICS_COLUMNS if kind == "diagnostics" else COLUMNS)
         if not records:
             inside = f"Not run: there is no `docs/results/{source.name}` yet.\n"
         else:

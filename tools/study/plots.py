@@ -1,4 +1,4 @@
-"""The plots of a study: every run as a dot, accuracy over length or another number, health over a run's course."""
+"""The plots of a study: every run as a dot, accuracy over length or another number, diagnostics over the steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from src.utils.errors import UserError
 from src.utils.plotting import GREY, INK, STYLE
-from tools.study.page import PREDICTED, RANK, STD, Records, Runs, collect, probes_of
+from tools.study.records import PREDICTED, RANK, STD, Records, Runs, collect, probes_of
 
 BLUE, ORANGE = "tab:blue", "tab:orange"  # VideoMamba, ViT
 MANY = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
@@ -22,7 +22,7 @@ MANY = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:bro
 
 def draw(kind: str, records: Records, words: Sequence[str], path: Path, digest: str) -> None:
     """Write the plot that a block of the page asks for; the file holds the digest of its csv."""
-    figures = {"dots": dots, "curve": curve, "health": health}
+    figures = {"dots": dots, "curve": curve, "diagnostics": diagnostics}
     with rc_context(STYLE):
         figures[kind](records, words).savefig(path, dpi=130, metadata={"Source": digest})
 
@@ -132,8 +132,8 @@ def _colors(curves: dict[str, dict[float, Runs]]) -> list[str]:
     return [*MANY] * len(curves)
 
 
-def health(records: Records, words: Sequence[str]) -> Figure:
-    """Spread of predictions and targets, effective rank of targets over the steps: a thin line for each run of rows."""
+def diagnostics(records: Records, words: Sequence[str]) -> Figure:
+    """Standard deviation of predictions and targets, effective rank of targets over the steps: a line for each run."""
     rows = list(dict.fromkeys(record["row"] for record in records))
     for word in words:
         if word not in rows:
@@ -141,8 +141,8 @@ def health(records: Records, words: Sequence[str]) -> Figure:
     shown = list(words) or rows[: len(MANY)]
     fig = Figure(figsize=(12.0, 3.8), layout="constrained")
     panels = (
-        (PREDICTED, "spread of predictions"),
-        (STD, "spread of targets between clips"),
+        (PREDICTED, "standard deviation of predictions"),
+        (STD, "between-clip standard deviation of targets"),
         (RANK, "effective rank of targets"),
     )
     for axis, (name, title) in zip(fig.subplots(1, len(panels)), panels):

@@ -3,7 +3,8 @@
 Training is `app.main` and probing `evals.main`, one run after the other; what is finished is not done again, so the
 same command goes on after an interruption. On a cluster, submit the sweep first (docs/slurm.md): this then only probes.
 The csv has a row for each run and encoder (pretrained, random) with the accuracy of each probe; a second one,
-NAME-health.csv, has every look at the runs' health. `python -m tools.study.page` makes tables and plots of them.
+NAME-diagnostics.csv, has the diagnostics of the runs over their steps. `python -m tools.study.page` makes tables and
+plots of both.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import evals.scaffold
 from app import scaffold
 from app.vjepa.config import DataConfig
+from app.vjepa.diagnostics import RENAMED_COLUMNS
 from app.vjepa.run_status import read_status
 from evals.config import VideoDataConfig, VideoProbeConfig
 from src.config.sweep import Planned, plan
@@ -29,13 +31,9 @@ from src.launch.cli import Parser
 from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
 from src.utils.logging import get_logger
+from tools.study.records import COLUMNS, DIAGNOSTICS, DIAGNOSTICS_COLUMNS, diagnostics_path
 
 logger = get_logger(__name__)
-
-# The health of a run at its last look, beside the accuracies.
-HEALTH = ("target/between_clip_std", "target/effective_rank_centered", "prediction/feature_std", "gradient/encoder")
-COLUMNS = ("run", "row", "seed", "model", "encoder", "steps", "loss", *HEALTH, "chance")
-HEALTH_COLUMNS = ("run", "row", "seed", "step", *HEALTH)
 
 
 def main() -> int:
@@ -72,7 +70,7 @@ def main() -> int:
     for row in args.only or []:
         if row not in rows:
             raise UserError(f"command line: --only: {args.sweep} has no row '{row}'; rows: {', '.join(sorted(rows))}")
-    for path, columns in ((out, COLUMNS[:4]), (health_path(out), HEALTH_COLUMNS)):
+    for path, columns in ((out, COLUMNS[:4]), (diagnostics_path(out), DIAGNOSTICS_COLUMNS)):
         if path.exists() and not path.read_text(encoding="utf-8").startswith(",".join(columns)):
             raise UserError(f"command line: --out: {path} is another csv: give another name")
     chosen = [run for run in planned if args.only is None or _row_of(run) in args.only]
@@ -125,20 +123,20 @@ def probe(run: Planned, eval_file: str) -> bool:
 
 
 def evaluation_of(eval_file: str) -> VideoProbeConfig:
-    """The config of the evaluation that judges the runs. Raises UserError if it is no frozen probe of videos."""
+    """The config of the evaluation of the runs. Raises UserError if it is no frozen probe of videos."""
     name, evaluation = evals.scaffold.load(eval_file)
     if name != "video_classification_frozen" or not isinstance(evaluation, VideoProbeConfig):
-        raise UserError(f"{eval_file}: eval_name {name}: a study judges by video_classification_frozen")
+        raise UserError(f"{eval_file}: eval_name {name}: a study evaluates by video_classification_frozen")
     return evaluation
 
 
-def own_set(trained_on: DataConfig, judged_on: VideoDataConfig) -> dict[str, Any]:
+def own_set(trained_on: DataConfig, probed_on: VideoDataConfig) -> dict[str, Any]:
     """Keys that put an evaluation on the embedded set of a run, where that is another one of the same classes."""
-    kind, other = trained_on.dataset_type, judged_on.dataset_type
+    kind, other = trained_on.dataset_type, probed_on.dataset_type
     if kind == other or not classes_of(kind) or classes_of(kind) != classes_of(other):
         return {}
     root = Path(trained_on.datasets[0]).parent
-    lists = {"data.dataset_train": judged_on.dataset_train, "data.dataset_val": judged_on.dataset_val}
+    lists = {"data.dataset_train": probed_on.dataset_train, "data.dataset_val": probed_on.dataset_val}
     return {"data.dataset_type": kind} | {key: root / Path(path).name for key, path in lists.items() if path}
 
 
@@ -159,40 +157,40 @@ def results_of(run: Planned, eval_file: str) -> dict[str, Any] | None:
 
 
 def gather(planned: Sequence[Planned], eval_file: str, out: Path, keep: bool = True) -> None:
-    """Write the csv of all runs that have begun, and beside it that of their health.
+    """Write the csv of all runs that have begun, and beside it that of their diagnostics.
 
     With `keep`, what the files already say of runs of the sweep that were made on another machine, and have no results
     here, stays in them. A run is known by its name alone, which does not tell of keys for all runs (with those, nothing
     is kept), nor of what has changed in the sweep, its bases or the evaluation since: after such a change, begin a new
     csv.
     """
-    known, known_looks = (_by_run(out), _by_run(health_path(out))) if keep else ({}, {})
+    known, known_diagnostics = (_by_run(out), _by_run(diagnostics_path(out))) if keep else ({}, {})
     rows: list[dict[str, Any]] = []
-    looks: list[dict[str, Any]] = []
+    diagnostics_rows: list[dict[str, Any]] = []
     for run in planned:
         status = read_status(Path(run.raw["logging"]["folder"]))
         found = results_of(run, eval_file)
-        judged = any(line["encoder"] != "none" for line in known.get(run.label, []))
-        if not status.step or (judged and found is None):
+        probed = any(line["encoder"] != "none" for line in known.get(run.label, []))
+        if not status.step or (probed and found is None):
             rows += known.get(run.label, [])
-            looks += known_looks.get(run.label, [])
+            diagnostics_rows += known_diagnostics.get(run.label, [])
             continue
         what = {"run": run.label, "row": _row_of(run), "seed": run.raw.get("meta", {}).get("seed", 0)}
-        health = health_of(run)
-        looks += [what | {"step": step} | {name: look.get(name, "") for name in HEALTH} for step, look in health]
+        diagnostics = diagnostics_of(run)
+        for step, values in diagnostics:
+            diagnostics_rows.append(what | {"step": step} | {name: values.get(name, "") for name in DIAGNOSTICS})
         what |= {"model": run.raw["model"]["model_name"], "steps": status.step}
         what |= {"loss": "" if status.loss is None else f"{status.loss:.5f}"}
-        what |= {name: health[-1][1].get(name, "") for name in HEALTH if health}
+        what |= {name: diagnostics[-1][1].get(name, "") for name in DIAGNOSTICS if diagnostics}
         rows += [what | scores for scores in _scores(found)]
     probes = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for path, columns, lines in ((out, [*COLUMNS, *probes], rows), (health_path(out), HEALTH_COLUMNS, looks)):
+    tables = (
+        (out, [*COLUMNS, *probes], rows),
+        (diagnostics_path(out), [*DIAGNOSTICS_COLUMNS], diagnostics_rows),
+    )
+    for path, columns, lines in tables:
         write_csv(path, columns, [[line.get(name, "") for name in columns] for line in lines])
-
-
-def health_path(out: Path) -> Path:
-    """The csv of the runs' health, beside that of their results."""
-    return out.with_name(f"{out.stem}-health.csv")
 
 
 def _scores(found: dict[str, Any] | None) -> list[dict[str, str]]:
@@ -216,7 +214,7 @@ def _by_run(path: Path) -> dict[str, list[dict[str, str]]]:
     return lines
 
 
-def health_of(run: Planned) -> list[tuple[int, dict[str, str]]]:
+def diagnostics_of(run: Planned) -> list[tuple[int, dict[str, str]]]:
     """(step, row) of a run's diagnostics; empty where there are none."""
     logging = run.raw["logging"]
     path = Path(logging["folder"]) / f"{logging.get('write_tag', 'jepa')}-diagnostics.csv"
@@ -225,7 +223,8 @@ def health_of(run: Planned) -> list[tuple[int, dict[str, str]]]:
     status = read_status(Path(logging["folder"]))
     per_epoch = status.steps // status.epochs if status.steps and status.epochs else 0
     with path.open(newline="", encoding="utf-8") as file:
-        return [(int(row["epoch"]) * per_epoch + int(row["itr"]), row) for row in csv.DictReader(file)]
+        rows = [{RENAMED_COLUMNS.get(name, name): value for name, value in row.items()} for row in csv.DictReader(file)]
+    return [(int(row["epoch"]) * per_epoch + int(row["itr"]), row) for row in rows]
 
 
 def _row_of(run: Planned) -> str:

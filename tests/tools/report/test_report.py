@@ -19,11 +19,11 @@ from src.utils.distributed import init_distributed, shutdown
 from src.utils.errors import UserError
 from src.utils.plotting import COLORS, thin
 from tools.report import __main__ as report
-from tools.report.page import build_page, look_sections
+from tools.report.page import build_page, sample_sections
 from tools.report.page_parts import Note, Picture
 from tools.report.probes import probe_parts
 from tools.report.run_folder import read_csv, read_runs
-from tools.report.sample_predictions import draw_clips, load_models, look
+from tools.report.sample_predictions import draw_clips, load_models, predict_samples
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ class Page(HTMLParser):
         self.text[self.section] = self.text.get(self.section, "") + data
 
 
-SECTIONS = ["training", "health", "probes", "masks", "features", "prediction-error"]
+SECTIONS = ["training", "diagnostics", "probes", "masks", "features", "prediction-error"]
 
 
 def test_a_run_from_end_to_end(trained, monkeypatch, capsys):
@@ -130,7 +130,7 @@ def test_two_runs_are_compared(trained):
     page = Page(build_page(runs, clips=2))
     assert "optimization.lr0.0010.002" in page.text["configuration"].replace(" ", "").replace("\n", "")
     assert "keys in which the runs differ" in page.text["configuration"]
-    assert page.text["health"].count("no diagnostics") == 1
+    assert page.text["diagnostics"].count("no diagnostics") == 1
     assert [len(page.pictures[name]) for name in ("training", "features", "masks")] == [3, 2, 4]
     assert len(page.pictures["prediction-error"]) == 1  # one scale for both
     assert page.text["probes"].count("pretrained") >= 2
@@ -139,7 +139,7 @@ def test_two_runs_are_compared(trained):
 def test_a_run_that_has_only_begun(begun):
     page = Page(build_page(read_runs([begun("run").output_folder()]), clips=2))
     assert "no step yet" in page.text["overview"]
-    assert "no step is logged yet" in page.text["training"] and "no diagnostics" in page.text["health"]
+    assert "no step is logged yet" in page.text["training"] and "no diagnostics" in page.text["diagnostics"]
     assert "no evaluation yet" in page.text["probes"] and "no checkpoint yet" in page.text["features"]
     assert "does not say where it ran" in page.text["environment"]
     assert set(page.pictures) == {"masks"}  # what its masks are does not depend on how far it is
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_and_what_is_half_written(trained):
     assert [part.text for part in probe_parts(runs)] == [
         f"{found} cannot be read: it is cut short, or still being written."
     ]
-    masks, features, errors = look_sections(runs, clips=2)
+    masks, features, errors = sample_sections(runs, clips=2)
     assert len(masks.parts) == 2 and all(isinstance(part, Picture) for part in masks.parts)
     assert "truncated checkpoint" in features.parts[0].text and isinstance(errors.parts[0], Note)
 
@@ -169,7 +169,7 @@ def test_data_that_is_gone_is_not_written_anew(begun, tmp_path, monkeypatch):
     gone = {"datasets": ["data/motion/train.csv"], "dataset_type": "MotionDataset"}
     runs = read_runs([begun("run", data=gone).output_folder()])
     monkeypatch.chdir(tmp_path)
-    sections = look_sections(runs, clips=2)
+    sections = sample_sections(runs, clips=2)
     assert "data/motion/train.csv does not exist" in sections[0].parts[0].text
     assert all(isinstance(part, Note) for section in sections for part in section.parts)
     assert not (tmp_path / "data").exists()
@@ -207,7 +207,7 @@ def test_errors_are_those_of_the_loss(trained):
     """Weighted by how often a token was hidden, the maps' mean is the loss of these clips; nowhere else is an error."""
     run = read_runs([trained("run")])[0]
     drawn = draw_clips(run, 4)
-    found = look(run, drawn)
+    found = predict_samples(run, drawn)
     assert found.features.shape == (4, 32, 192)
     assert not torch.equal(found.features, found.initial)
     models = load_models(run)

@@ -8,8 +8,8 @@ import pytest
 
 from src.utils.errors import UserError
 from tools.study import page as study_page
-from tools.study.page import BLOCK, digest, fill, picture_name, read, table
-from tools.study.study import COLUMNS, HEALTH_COLUMNS, health_path
+from tools.study.page import BLOCK, fill, picture_name, table
+from tools.study.records import COLUMNS, DIAGNOSTICS_COLUMNS, diagnostics_path, digest, read
 
 ROOT = Path(__file__).parents[3]
 PAGE = """# Words
@@ -20,7 +20,7 @@ old
 between
 <!-- dots: small good -->
 <!-- end -->
-<!-- health: small bad -->
+<!-- diagnostics: small bad -->
 <!-- end -->
 <!-- curve: small -->
 <!-- end -->
@@ -45,9 +45,9 @@ def results(tmp_path):
     def add(row, seed, model, linear, random, knn="0.3", std="0.9", rank="60"):
         both = (("pretrained", linear, knn), ("random", random, "0.2")) if linear else (("none", "", ""),)
         for encoder, accuracy, other in both:
-            health = [std, rank, "0.5", "1e-3"]
+            diagnostics = [std, rank, "0.5", "1e-3"]
             rows.append(
-                [f"{row}-seed={seed}", row, seed, model, encoder, 300, "0.5", *health, "0.1250", accuracy, other]
+                [f"{row}-seed={seed}", row, seed, model, encoder, 300, "0.5", *diagnostics, "0.1250", accuracy, other]
             )
 
     for seed, accuracy in enumerate(("0.50", "0.52", "0.54")):
@@ -56,8 +56,8 @@ def results(tmp_path):
     add("bad", 1, "videomamba_tiny", "", "", std="0.07", rank="6")
     add("vit-epochs=5", 0, "vit_tiny", "0.45", "0.41")
     write(folder / "small.csv", [*COLUMNS, "linear", "knn"], rows)
-    looks = [[f"bad-seed={s}", "bad", s, step, 0.1, 5, 0.1, 1e-3] for s in (0, 1) for step in (0, 50)]
-    write(folder / "small-health.csv", HEALTH_COLUMNS, looks)
+    diagnostics_rows = [[f"bad-seed={s}", "bad", s, step, 0.1, 5, 0.1, 1e-3] for s in (0, 1) for step in (0, 50)]
+    write(folder / "small-diagnostics.csv", DIAGNOSTICS_COLUMNS, diagnostics_rows)
     return folder
 
 
@@ -98,7 +98,7 @@ def test_words_stay_and_what_is_missing_is_said(results, tmp_path, monkeypatch, 
     assert "old" not in text and all(word in text for word in ("# Words", "\nbetween\n", "\nafter\n", "52.0 ± 2.0"))
     assert "Not run: there is no `docs/results/absent.csv` yet." in text
     assert re.findall(r"\]\((.*?)\)", text) == [
-        f"results/small-{what}.png" for what in ("dots", "health", "over-steps")
+        f"results/small-{what}.png" for what in ("dots", "diagnostics", "over-steps")
     ]
     study_page.main()
     assert page.read_text() == text
@@ -115,8 +115,8 @@ def test_plots_show_every_run(results):
     assert [axis.get_title() for axis in figure.axes] == ["linear", "knn"]
     seen = sorted(x for line in figure.axes[0].lines if line.get_marker() == "o" for x in line.get_xdata())
     assert seen == pytest.approx([30, 40, 40, 40, 41, 42, 45, 50, 52, 54])
-    health = study_plots.health(read(results / "small-health.csv", HEALTH_COLUMNS), ["bad"])
-    assert [len(axis.lines) for axis in health.axes] == [2, 2, 2]
+    diagnostics = study_plots.diagnostics(read(results / "small-diagnostics.csv", DIAGNOSTICS_COLUMNS), ["bad"])
+    assert [len(axis.lines) for axis in diagnostics.axes] == [2, 2, 2]
 
 
 def test_a_curve_has_a_line_for_rows_that_differ_in_one_number(results):
@@ -148,7 +148,7 @@ def test_a_curve_has_a_line_for_rows_that_differ_in_one_number(results):
         ("table: small knm", r"^table: small knm: there is no probe 'knm'; probes: linear, knn$"),
         ("table: small linear god", r"there is no row 'god'; rows: good, bad, vit-epochs=5"),
         ("dots: small god", r"^dots: small god: there is no row 'god'"),
-        ("health: small god", r"there is no row 'god'; rows: bad$"),
+        ("diagnostics: small god", r"there is no row 'god'; rows: bad$"),
         ("curve: small px", r"^curve: small px: no row has a number called 'px' in its name; rows: good, bad, vit"),
     ],
 )
@@ -173,11 +173,11 @@ def test_the_page_is_up_to_date():
     for kind, name, words, inside in BLOCK.findall(text):
         if inside.startswith("!["):
             source = ROOT / study_page.RESULTS / f"{name}.csv"
-            source = health_path(source) if kind == "health" else source
+            source = diagnostics_path(source) if kind == "diagnostics" else source
             path = ROOT / study_page.RESULTS / picture_name(kind, name, words.split())
             with image.open(path) as picture:
                 assert picture.info["Source"] == digest(source), f"{path.name} is of another csv"
 
 
 def test_every_figure_of_health_has_its_column():
-    assert {study_page.STD, study_page.RANK} <= {*COLUMNS} & {*HEALTH_COLUMNS}
+    assert {study_page.STD, study_page.RANK} <= {*COLUMNS} & {*DIAGNOSTICS_COLUMNS}

@@ -12,7 +12,8 @@ import yaml
 from app import scaffold
 from src.config.sweep import plan
 from src.utils.errors import UserError
-from tools.study.study import COLUMNS, HEALTH_COLUMNS, gather, main, probe
+from tools.study.records import COLUMNS, DIAGNOSTICS_COLUMNS
+from tools.study.study import gather, main, probe
 
 EVAL = {
     "tag": "study",
@@ -91,9 +92,9 @@ def test_a_study_from_sweep_to_csv(sweep, tmp_path):
         assert 0 <= float(row["linear"]) <= 1 and 0 <= float(row["knn"]) <= 1
         assert float(row["target/effective_rank_centered"]) > 1 and float(row["loss"]) > 0
         assert (row["model"], float(row["chance"])) == ("vit_tiny", 1.0)  # of one video
-    with out.with_name("out-health.csv").open() as file:
-        looks = [(look["row"], look["step"]) for look in csv.DictReader(file)]
-    assert looks[:2] == [("fine", "0"), ("fine", "1")]  # diagnose_every 1, two steps
+    with out.with_name("out-diagnostics.csv").open() as file:
+        diagnostics_rows = [(look["row"], look["step"]) for look in csv.DictReader(file)]
+    assert diagnostics_rows[:2] == [("fine", "0"), ("fine", "1")]  # diagnose_every 1, two steps
     assert rows["wild", "none"]["linear"] == ""
 
     before = out.read_text(), (tmp_path / "runs/fine-seed=3/jepa_r0.csv").stat().st_mtime_ns
@@ -106,8 +107,8 @@ def test_what_another_machine_made_stays(sweep, tmp_path):
     raw = yaml.safe_load(sweep.read_text())
     raw["runs"] = {"fine": {}, "there": {"optimization.lr": 2e-3}}  # `there` has no folder here
     sweep.write_text(yaml.safe_dump(raw))
-    out, health = tmp_path / "out.csv", tmp_path / "out-health.csv"
-    for path, columns in ((out, [*COLUMNS, "attentive"]), (health, HEALTH_COLUMNS)):
+    out, diagnostics = tmp_path / "out.csv", tmp_path / "out-diagnostics.csv"
+    for path, columns in ((out, [*COLUMNS, "attentive"]), (diagnostics, DIAGNOSTICS_COLUMNS)):
         lines = [[f"{row}-seed=3", row, "3", *"x" * (len(columns) - 3)] for row in ("no_longer_in_it", "there", "fine")]
         path.write_text("".join(",".join(line) + "\n" for line in (columns, *lines)))
     done = study(sweep, "--probe", tmp_path / "eval.yaml", "--out", out, "--only", "fine", cwd=tmp_path)
@@ -117,7 +118,7 @@ def test_what_another_machine_made_stays(sweep, tmp_path):
     assert [row["row"] for row in (fine, random, there)] == ["fine", "fine", "there"]
     assert (fine["attentive"], random["attentive"], there["attentive"], there["linear"]) == ("", "", "x", "")
     assert 0 <= float(fine["linear"]) <= 1
-    with health.open() as file:
+    with diagnostics.open() as file:
         assert [(look["row"], look["step"]) for look in csv.DictReader(file)][-2:] == [("fine", "1"), ("there", "x")]
 
 
@@ -129,7 +130,7 @@ def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_f
     training = planned[0].raw["logging"]["folder"]
     Path(training).mkdir(parents=True)
     assert "fine" in training
-    (Path(training) / "jepa_r0.csv").write_text("epoch,itr,loss\n0,0,0.9\n")  # begun, not judged
+    (Path(training) / "jepa_r0.csv").write_text("epoch,itr,loss\n0,0,0.9\n")  # begun, not probed
     gather(planned, str(tmp_path / "eval.yaml"), out)
     assert out.read_text().splitlines()[1] == ",".join(line)
     gather(planned, str(tmp_path / "eval.yaml"), out, keep=False)
@@ -137,7 +138,7 @@ def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_f
 
 
 @pytest.mark.parametrize(
-    ("trained_on", "judged_on", "taken"),
+    ("trained_on", "probed_on", "taken"),
     [
         ("SlowDriftDataset", "DriftDataset", True),
         ("SlowDriftDataset", "driftdataset", True),
@@ -147,12 +148,12 @@ def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_f
         ("VideoDataset", "DriftDataset", False),
     ],
 )
-def test_a_probe_is_on_the_textures_that_the_run_saw(sweep, tmp_path, monkeypatch, trained_on, judged_on, taken):
+def test_a_probe_is_on_the_textures_that_the_run_saw(sweep, tmp_path, monkeypatch, trained_on, probed_on, taken):
     calls = []
     monkeypatch.setattr("tools.study.study._call", lambda *words: not calls.append(words))
     planned, _ = plan(str(sweep), scaffold.check, "logging.folder")
     planned[0].raw["data"] |= {"dataset_type": trained_on, "datasets": ["sets/one/train.csv"]}
-    its_own = {"dataset_type": judged_on, "dataset_train": "sets/two/few.csv", "dataset_val": "sets/two/val.csv"}
+    its_own = {"dataset_type": probed_on, "dataset_train": "sets/two/few.csv", "dataset_val": "sets/two/val.csv"}
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(EVAL | {"data": EVAL["data"] | its_own}))
     assert probe(planned[0], str(tmp_path / "eval.yaml"))
     data = {word for word in calls[0] if word.startswith("data.dataset_")}
@@ -190,8 +191,8 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
     (tmp_path / "sizes.csv").write_text("model,width\n")
     with pytest.raises(UserError, match=r"--out: .*sizes\.csv is another csv"):
         call(sweep, "--out", tmp_path / "sizes.csv")
-    (tmp_path / "out-health.csv").write_text("model,width\n")
-    with pytest.raises(UserError, match=r"--out: .*out-health\.csv is another csv"):
+    (tmp_path / "out-diagnostics.csv").write_text("model,width\n")
+    with pytest.raises(UserError, match=r"--out: .*out-diagnostics\.csv is another csv"):
         call(sweep, "--out", tmp_path / "out.csv")
     with pytest.raises(UserError, match=r"--out: key=value .* other runs than docs/results/rows\.csv is of"):
         call(sweep, "data.num_workers=0")
@@ -202,5 +203,5 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
         call(tmp_path / "list.yaml")
     for file, name in (("vm_tiny_drift_future", "future_prediction"), ("vm_tiny_digits_finetune", "video_.*_finetune")):
         (tmp_path / "eval.yaml").write_text(Path(f"configs/evals/{file}.yaml").read_text())
-        with pytest.raises(UserError, match=rf"eval_name {name}: a study judges by video_classification_frozen"):
+        with pytest.raises(UserError, match=rf"eval_name {name}: a study evaluates by video_classification_frozen"):
             call(sweep)
