@@ -2,7 +2,7 @@
 # make test    the whole test suite
 # make test-extras   what the test suite skips for want of a large package: Triton's kernels in its interpreter, on the
 #                    CPU, and timm's models; installs both
-# make lint    ruff, and mypy on src
+# make lint    ruff, mypy, and the import contract of pyproject.toml
 # Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
 
 PYTHON ?= python3
@@ -28,6 +28,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

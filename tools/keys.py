@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from app import scaffold
@@ -46,7 +46,7 @@ def _by_section(schema: type[Section]) -> Iterator[str]:
         yield from _dead(section)
 
 
-def _by_evaluation(schemas: dict[str, type[Section]]) -> Iterator[str]:
+def _by_evaluation(schemas: Mapping[str, type[Section]]) -> Iterator[str]:
     """A table for each set of evaluations that share keys with the same default and meaning, the largest sets first."""
     owners: dict[Row, list[str]] = {}
     for name, schema in schemas.items():
@@ -55,10 +55,10 @@ def _by_evaluation(schemas: dict[str, type[Section]]) -> Iterator[str]:
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row, names in owners.items():
         groups.setdefault(tuple(names), []).append(row)
-    for names in sorted(groups, key=len, reverse=True):
-        in_all = len(names) == len(schemas)
-        yield f"### {'In all of them' if in_all else 'In ' + ', '.join(f'`{name}`' for name in names)}\n"
-        yield from _table(groups[names])
+    for group in sorted(groups, key=len, reverse=True):
+        in_all = len(group) == len(schemas)
+        yield f"### {'In all of them' if in_all else 'In ' + ', '.join(f'`{name}`' for name in group)}\n"
+        yield from _table(groups[group])
     dead = {line for schema in schemas.values() for _, section in sections(schema) for line in _dead(section)}
     yield from sorted(dead)
 

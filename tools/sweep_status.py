@@ -111,7 +111,7 @@ def _shares(row: RunRow, probes: list[str]) -> list[str]:
 def _sort_key(row: RunRow, column: str) -> tuple[bool, Any]:
     """Sorts by value, and what has none (or has diverged) last."""
     s = row.status
-    values = {"run": row.label, "state": s.state, "epoch": s.epoch, "step": s.step, "loss": s.loss}
+    values: dict[str, Any] = {"run": row.label, "state": s.state, "epoch": s.epoch, "step": s.step, "loss": s.loss}
     values["saved"] = None if s.saved is None else -s.saved
     value = values[column] if column in values else row.accuracies.get((column, "pretrained"))
     if value is None or (isinstance(value, float) and math.isnan(value)):

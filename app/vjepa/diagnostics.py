@@ -106,8 +106,8 @@ class Diagnostics:
     def _draw(self, batch: Batch, targets_BND: torch.Tensor) -> None:
         """Masks on a clip of `batch`, and the principal components of the targets beside some of its frames."""
         run, grid = self.run, self.run.encoder.grid
-        masks = [[mask[0] for mask in masks] for masks in (batch.masks_enc, batch.masks_pred)]
-        self.loggers.add_image("masks", mask_picture(batch.clips[0][0], *masks, grid), run.step)
+        enc, pred = ([mask[0] for mask in masks] for masks in (batch.masks_enc, batch.masks_pred))
+        self.loggers.add_image("masks", mask_picture(batch.clips[0][0], enc, pred, grid), run.step)
         self.loggers.add_image("features", feature_picture(batch.clips[0], targets_BND, grid), run.step)
         self.pictured = run.step // run.steps_per_epoch
 

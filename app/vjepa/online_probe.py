@@ -17,7 +17,7 @@ import torch
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import Run
 from src.datasets.data_manager import Loader, init_data
-from src.datasets.embedded.motion import EMBEDDED
+from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.transforms import EvalTransform, normalize
 from src.probes.linear_knn import knn_probe, linear_probe
 from src.probes.sample_list import SampleList, draw_subset, read_sample_list

@@ -95,7 +95,7 @@ def check_same_run(folder: Path, config: Mapping[str, Any]) -> None:
 
 def flat_keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys and their values; lists are values."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

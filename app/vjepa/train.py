@@ -105,10 +105,13 @@ def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
         accumulate=args.optimization.accumulate_steps,
         **blocks,
     )
-    keys = ("dataset_type", "datasets", "datasets_weights", "batch_size", "num_clips", "num_frames", "sampling_rate")
-    keys += ("clip_duration", "filter_short_videos", "filter_long_videos", "pad_truncated", "decoder", "allow_pipe")
+    keys = [
+        *("dataset_type", "datasets", "datasets_weights", "batch_size", "num_clips", "num_frames", "sampling_rate"),
+        *("clip_duration", "filter_short_videos", "filter_long_videos", "pad_truncated", "decoder", "allow_pipe"),
+        *("max_skip_fraction", "num_workers", "pin_mem"),
+    ]
     return init_data(
-        **{key: getattr(data, key) for key in (*keys, "max_skip_fraction", "num_workers", "pin_mem")},
+        **{key: getattr(data, key) for key in keys},
         transform=make_transforms(data.crop_size, **args.data_aug.model_dump()),
         collator=collator,
         rank=rank,
@@ -202,8 +205,9 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
         # With several clips of a video (num_clips > 1) each sample's masks serve all of its clips.
         masks_enc = [mask.repeat(len(batch.clips), 1) for mask in batch.masks_enc]
         masks_pred = [mask.repeat(len(batch.clips), 1) for mask in batch.masks_pred]
-        synchronise = i + 1 == len(group) or not isinstance(run.model, DistributedDataParallel)
-        with nullcontext() if synchronise else run.model.no_sync():
+        # Gradients are summed over the processes once, after the last batch.
+        more = i + 1 < len(group)
+        with run.model.no_sync() if more and isinstance(run.model, DistributedDataParallel) else nullcontext():
             with autocast(args, device):
                 targets = make_targets(run.target, clips, masks_pred, args.loss.target_norm, args.loss.clip_mean_weight)
                 predictions = run.model(clips, masks_enc, masks_pred)

@@ -34,7 +34,7 @@ def apply_checkpointing_and_compile(cfg: PretrainConfig, *modules: nn.Module) ->
     """
     for block in (part for module in modules for part in module.modules() if isinstance(part, (Block, MambaBlock))):
         if cfg.model.use_activation_checkpointing:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            setattr(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))  # noqa: B010
         if cfg.model.compile_model:
             block.compile(dynamic=True)  # the number of tokens changes from step to step
 
@@ -49,16 +49,16 @@ def init_opt(encoder: nn.Module, predictor: nn.Module, cfg: PretrainConfig) -> t
             parameters = [p for n, p in named if decays(n, p, cfg.study.decay_state_space) == decayed]
             groups.append({"params": parameters, "lr_scale": lr_scale, "WD_exclude": not decayed, "weight_decay": 0.0})
     fused = next(encoder.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=o.start_lr, betas=tuple(o.betas), eps=o.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=o.start_lr, betas=(o.betas[0], o.betas[1]), eps=o.eps, fused=fused)
 
 
 @dataclass
 class Run:
     """What changes while training. `step` counts optimizer steps done, `samples` what all processes drew for them."""
 
-    encoder: nn.Module
-    predictor: nn.Module
-    target_encoder: nn.Module
+    encoder: VideoEncoder
+    predictor: Predictor
+    target_encoder: VideoEncoder
     model: nn.Module  # VideoJEPA over encoder and predictor, in DistributedDataParallel if there are several processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler

@@ -15,6 +15,7 @@ from evals.classification import results
 from evals.classification.feature_cache import CachedSource, FeatureTable, digest, list_digest, module_digest
 from evals.classification.feature_extraction import ClipEncoder, LiveSource, cached_table
 from evals.classification.frozen_encoder import ClipAggregation, LoadedEncoder, freeze, load_encoders
+from evals.classification.inference import FeatureSource
 from evals.classification.probe_trainer import ProbeOutcome, train_probe
 from evals.classification.results import Score
 from evals.classification.task import Task, probe_settings
@@ -175,11 +176,11 @@ class Evaluation:
             if several:
                 inner, outer = hold_out(train.labels_M[train.ids], self.cfg.seed)
                 fit, held = train.ids[inner], train.ids[outer]
-            sources = [
+            sources: tuple[FeatureSource, FeatureSource | None, FeatureSource] = (
                 self._cached(train, fit, True),
-                self._cached(train, held, False),
+                None if held is None else self._cached(train, held, False),
                 self._cached(val, val.ids, False),
-            ]
+            )
             key = digest([train.key, val.key])
         else:
             fit_list, held_list = self.train, None
@@ -187,17 +188,17 @@ class Evaluation:
                 inner, outer = hold_out(self.train.labels, self.cfg.seed)
                 fit_list = self._written_subset(self.train, inner, "fit")
                 held_list = self._written_subset(self.train, outer, "held-out")
-            sources = [
+            sources = (
                 self._live(fit_list, "augment", model),
-                self._live(held_list, "plain", model),
+                None if held_list is None else self._live(held_list, "plain", model),
                 self._live(self.val, "val", model),
-            ]
+            )
             lists = [list_digest(x.files, x.labels) for x in (self.train, self.val)]
             key = digest([self._key(module_digest(loaded.encoder), loaded, model), lists])
         prefix = self.prefix if name == "pretrained" else f"{self.prefix}-{name}"
         return train_probe(
             *sources,
-            settings,
+            settings=settings,
             device=self.process.device,
             checkpoint_path=self.folder / f"{prefix}-latest.pth.tar",
             csv_path=self.folder / f"{prefix}_r0.csv",
@@ -208,16 +209,12 @@ class Evaluation:
             tuned=loaded if self.task.tuning else None,
         )
 
-    def _cached(self, table: FeatureTable, ids: np.ndarray | None, shuffle: bool) -> CachedSource | None:
-        if ids is None:
-            return None
+    def _cached(self, table: FeatureTable, ids: np.ndarray, shuffle: bool) -> CachedSource:
         rank, world_size, _ = self.process
         size, seed = self.cfg.optimization.batch_size, self.cfg.seed
         return CachedSource(table, ids, size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
 
-    def _live(self, samples: SampleList | None, mode: str, model: ClipAggregation) -> LiveSource | None:
-        if samples is None:
-            return None
+    def _live(self, samples: SampleList, mode: str, model: ClipAggregation) -> LiveSource:
         loader = self.task.make_loader(samples, mode, self.cfg.seed)
         tune_seed = self.cfg.seed if self.task.tuning else None
         return LiveSource(loader, self._encoder(model), training=mode == "augment", tune_seed=tune_seed)

@@ -63,11 +63,11 @@ class LiveSource:
         """The batches of one epoch, on this process; in training from step `start` on."""
         if self.training:
             self.loader.start_step, self.loader.total_steps = epoch * len(self) + start, (epoch + 1) * len(self)
-        tuned = self.training and self.tune_seed is not None
-        self.encode.model.train(tuned)
+        seed = self.tune_seed if self.training else None
+        self.encode.model.train(seed is not None)
         for batch in self.loader:
-            if tuned:  # the same after resuming, and another in each process
-                torch.manual_seed(hash_seed(self.tune_seed, current().rank, batch.step))
+            if seed is not None:  # the same after resuming, and another in each process
+                torch.manual_seed(hash_seed(seed, current().rank, batch.step))
             yield self.encode(batch)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from src.models.backbone import VideoEncoder, drop_rates
 from src.models.decay import decays
+from src.models.utils.drop_path import DropPath
 
 _TOKENS = ("patch_embed", "cls_token", "pos_embed", "temporal_pos_embedding")
 
@@ -31,6 +32,7 @@ class Tuning:
         """Set the stochastic depth. What the constructor says of gradients stays: fixed positions do not train."""
         blocks, _ = encoder.trunk
         for block, rate in zip(blocks, drop_rates(len(blocks), self.drop_path_rate), strict=True):
+            assert isinstance(block.drop_path, DropPath)  # every block has one
             block.drop_path.rate = rate
         return encoder.eval()  # until it trains
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evals.config import PretrainedConfig
+from evals.config_sections import PretrainedConfig
 from src.jepa.build import build_encoder_and_predictor
 from src.jepa.checkpoint_config import checkpoint_config
 from src.models.backbone import VideoEncoder
@@ -60,7 +60,7 @@ def load_encoders(
     path = pretrain.require()
     source = open_weights(path, pretrain.checkpoint_key if "checkpoint_key" in pretrain.model_fields_set else None)
     trained_as = checkpoint_config(source.state, path)
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Any] = {}
     if trained_as is not None:
         data = trained_as["data"]
         check_agreement(pretrain, {"tubelet_size": data["tubelet_size"], "frames_per_clip": data["num_frames"]}, path)

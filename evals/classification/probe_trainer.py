@@ -167,8 +167,8 @@ def train_probe(
     train: FeatureSource,
     inner_val: FeatureSource | None,
     val: FeatureSource,
-    settings: ProbeSettings,
     *,
+    settings: ProbeSettings,
     device: torch.device,
     checkpoint_path: Path,
     csv_path: Path,
@@ -196,7 +196,8 @@ def train_probe(
     heads = build_heads(settings).to(device)
     optimizer = build_optimizer(heads, settings, tuned.encoder if tuned else None)
     fingerprint = digest([features_key, len(train), {**vars(settings), "val_every": 0}])
-    at, history = TrainingPosition(), []
+    at = TrainingPosition()
+    history: list[dict[str, Any]] = []
     if resume and checkpoint_path.exists():
         at, history = probe_checkpoint.resume(checkpoint_path, heads, optimizer, fingerprint, tuned, log)
 
@@ -239,7 +240,8 @@ def train_probe(
             lr,
             wd,
             final["train"][i],
-            *((inner_val_acc[i], inner_val_loss[i]) if inner_val_acc else (None, None)),
+            inner_val_acc[i] if inner_val_acc else None,
+            inner_val_loss[i] if inner_val_loss else None,
             val_acc[i],
         )
         for i, (lr, wd) in enumerate(settings.grid)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evals.config import CheckpointConfig
+from evals.config_sections import CheckpointConfig
 from src.jepa.build import build_encoder_and_predictor, make_target_encoder
 from src.jepa.checkpoint_config import checkpoint_config
 from src.jepa.objective import VideoJEPA
@@ -31,6 +31,10 @@ class FuturePredictor(nn.Module):
     Raises:
         UserError: `context_tubelets` leaves nothing to predict, or the weights are of another architecture.
     """
+
+    context: Tensor  # indices (1, K) of the context's tokens
+    last: Tensor  # of its last tubelet
+    future: Tensor  # (1, M)
 
     def __init__(
         self, config: Mapping[str, Any], context_tubelets: int, path: Path, state: dict[str, Any] | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from evals.classification.evaluation import Evaluation
 from evals.classification.task import Task, make_loader
-from evals.config import VideoProbeConfig
+from evals.config import VideoClassificationConfig, VideoProbeConfig
 from src.config.loading import check_ready
 from src.datasets.augmentation import PretrainTransform, make_transforms
 from src.datasets.data_manager import Loader
@@ -26,7 +26,7 @@ def main(args_eval: VideoProbeConfig, resume_preempt: bool = False) -> dict[str,
     return Evaluation(args_eval, build_task(args_eval), args_eval.resume_checkpoint or resume_preempt).run()
 
 
-def build_task(cfg: VideoProbeConfig) -> Task:
+def build_task(cfg: VideoClassificationConfig) -> Task:
     """Loaders and shapes of a video evaluation."""
     d, o = cfg.data, cfg.optimization
     sampling = {

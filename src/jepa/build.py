@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from src.jepa.ablation_switches import reinit_weights
 from src.models.backbone import VideoEncoder, init_fan_in
 from src.models.predictor import Predictor
 from src.models.spec import encoder_spec, predictor_spec
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def build_encoder_and_predictor(config: Mapping[str, Any]) -> tuple[VideoEncoder, Predictor]:
@@ -31,7 +33,7 @@ def build_encoder_and_predictor(config: Mapping[str, Any]) -> tuple[VideoEncoder
     return encoder, predictor
 
 
-def make_target_encoder(encoder: nn.Module) -> nn.Module:
+def make_target_encoder(encoder: Module) -> Module:
     """Copy of the encoder, or of the projector behind it, that only the EMA changes.
 
     It has no gradients and is in eval mode (no stochastic depth).

@@ -28,6 +28,7 @@ class VideoJEPA(nn.Module):
     def forward(
         self, clips: torch.Tensor, masks_enc: list[torch.Tensor], masks_pred: list[torch.Tensor]
     ) -> list[torch.Tensor]:
+        """Clips (B, C, T, H, W), context (B, K_i) and target indices (B, M_i) of each mask -> [(B, M_i, D)]."""
         return self.predictor(self.encoder(clips, masks_enc), None, masks_enc, masks_pred)
 
 

@@ -25,7 +25,7 @@ class AttentivePooler(nn.Module):
         mlp_ratio: float = 4.0,
         depth: int = 1,
         qkv_bias: bool = True,
-        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
+        norm_layer: Callable[..., nn.LayerNorm] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class AttentiveClassifier(nn.Module):
         num_classes: int = 1000,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
+        norm_layer: Callable[..., nn.LayerNorm] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
         init_std: float = 0.02,
     ) -> None:
         super().__init__()

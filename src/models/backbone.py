@@ -35,7 +35,7 @@ def attention_trunk(
     mlp_ratio: float = 4.0,
     qkv_bias: bool = True,
     drop_path_rate: float = 0.0,
-    norm_layer: Callable[..., nn.Module] = LayerNorm,
+    norm_layer: Callable[..., nn.LayerNorm] = LayerNorm,
     use_sdpa: bool = True,
 ) -> tuple[nn.ModuleList, nn.Module]:
     """Transformer blocks and the final norm, initialised as V-JEPA's constructor does.

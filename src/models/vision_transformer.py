@@ -25,7 +25,7 @@ class VisionTransformer(VideoEncoder):
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: Callable[..., nn.Module] = LayerNorm,
+        norm_layer: Callable[..., nn.LayerNorm] = LayerNorm,
         uniform_power: bool = False,
         drop_path_rate: float = 0.0,
         use_sdpa: bool = True,

@@ -12,6 +12,7 @@ Legend: B batch, L tokens, D width, G classifiers side by side, S attention head
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +33,17 @@ class HeadGrid(nn.ModuleList):
         return cls(copy.deepcopy(first) for _ in range(count))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        blocks = [head.pooler.cross_attention_block for head in self]
-        eps = blocks[0].norm1.eps
+        heads = cast("list[AttentiveClassifier]", list(self))
+        eps = heads[0].pooler.cross_attention_block.norm1.eps
         normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=eps)  # the affine part follows after pooling
-        probes_GSD = torch.stack([_score_vectors(head) for head in self])
+        probes_GSD = torch.stack([_score_vectors(head) for head in heads])
         G, S, D = probes_GSD.shape
         scores_BPL = probes_GSD.reshape(1, G * S, D).to(normed.dtype).expand(len(normed), -1, -1) @ normed.transpose(
             1, 2
         )
         pooled = scores_BPL.float().softmax(-1).to(normed.dtype) @ normed
         pooled_GBSD = pooled.unflatten(1, (G, S)).transpose(0, 1)
-        return torch.stack([_finish(head, pooled_GBSD[i]).float() for i, head in enumerate(self)])
+        return torch.stack([_finish(head, pooled_GBSD[i]).float() for i, head in enumerate(heads)])
 
 
 def _score_vectors(head: AttentiveClassifier) -> Tensor:

@@ -6,19 +6,20 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 INK, GREY, PALE = "#22262b", "#6b7480", "#e3e6ea"
 # The first is VideoMamba's and the pretrained encoder's, the second ViT's and the random encoder's.
 COLORS = ("#1f5f99", "#d1661b", "#3b8f5a", "#8a4fa3", "#b3394c", "#5b6770", "#9a7b13", "#2a9aa8")
-STYLE = {
+STYLE: Any = {  # matplotlib types its keys one by one
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
@@ -41,7 +42,7 @@ STYLE = {
     "svg.hashsalt": "report",  # the same page from the same run
 }
 INCH = 100  # CSS pixels of an inch of a figure: 9.5 points are 13 pixels
-LINES = ("-", "--", ":")  # of the figures that share a panel
+LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")  # of the figures that share a panel
 MOST_POINTS = 400  # of a curve: more than there are pixels for in a panel
 
 
@@ -64,14 +65,13 @@ def figure(
     Without margins, where there is no telling how long labels are, they are measured.
     """
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(width, height), layout=None if margins else "constrained")
+        layout = None if margins else ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        fig = Figure(figsize=(width, height), layout=layout)
         axes = fig.subplots(rows, columns, squeeze=False)
         if margins:
             m, panel = margins, (width - margins.left - margins.right - (columns - 1) * margins.between) / columns
             fig.subplots_adjust(m.left / width, m.bottom / height, 1 - m.right / width, 1 - m.top / height)
             fig.subplots_adjust(wspace=m.between / panel)
-        else:
-            fig.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         yield fig, axes
 
 
@@ -109,7 +109,7 @@ def finish(
     `figures` names what the line styles stand for: the legend is of those, colours belong to the runs.
     """
     axes.set(title=title, xlabel="optimizer step", ylabel=unit)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if log:
         axes.set_yscale("log")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm, LogNorm
+from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from src.utils.plotting import Margins, figure, to_svg
@@ -67,13 +67,16 @@ def _short(name: str) -> str:
     """`encoder 3` for gradient/encoder.layers.3, `layer 3` for dt/layers.3.mixer, `patches` for the embedding."""
     if "patch_embed" in name:
         return "patches"
-    owner, number = re.match(r"\w+/(encoder|predictor|).*\.(\d+)", name).groups()
+    found = re.match(r"\w+/(encoder|predictor|).*\.(\d+)", name)
+    assert found, "only names of blocks are drawn"
+    owner, number = found.groups()
     return f"{owner or 'layer'} {number}"
 
 
 def _map(fig: Figure, axes: Axes, step: np.ndarray, values: np.ndarray, rows: list[str], kind: Kind) -> None:
     every = -(-len(step) // MOST_COLUMNS)
     step, values = step[::every], values[:, ::every]
+    norm: Normalize
     if kind.relative:
         values = 100 * (values / values[:, :1] - 1)
         norm, colors = CenteredNorm(halfrange=max(float(np.nanmax(np.abs(values))), 1e-6)), "RdBu_r"

@@ -29,7 +29,8 @@ def mask_pictures(drawn: SampleClips, masks: Sequence[dict], clips: int = 2) -> 
     grid, times = drawn.grid, _times(drawn.grid)
     frames = drawn.clips[:clips].permute(0, 2, 3, 4, 1).numpy()
     frames = frames[:, [t * frames.shape[1] // grid.t for t in times]]  # the first of each tubelet
-    clips, parts = len(frames), []
+    clips = len(frames)
+    parts: list[Part] = []
     for number, settings in enumerate(masks):
         context, targets = drawn.context(number), drawn.targets(number)
         seen, hidden = (_to_pixels(flags[:clips], grid, frames.shape[2:4])[:, times] for flags in (context, targets))

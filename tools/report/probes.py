@@ -148,7 +148,7 @@ def _chart(scores: Sequence[Result], several: bool, chance: float | None) -> Pic
             handles[key] = Line2D([], [], marker="o", color=color, markerfacecolor=face, label=label)
         if chance is not None:
             axes.axvline(100 * chance, color=GREY, linestyle=":", linewidth=1)
-            handles["chance"] = Line2D([], [], color=GREY, linestyle=":", label="chance")
+            handles["", "chance"] = Line2D([], [], color=GREY, linestyle=":", label="chance")
         axes.set_yticks(range(len(probes)), probes)
         axes.set_ylim(len(probes) - 0.4, -0.6)
         axes.set_xlim(left=0)
@@ -169,6 +169,7 @@ def _confusions(scores: Sequence[Result], several: bool) -> Picture:
             axes.set_axis_off()
         for axes, score in zip(grid.flat, scores):
             counts = score.confusion
+            assert counts is not None, "only scores that have one are drawn"
             shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             image = axes.imshow(shares, vmin=0, vmax=100, cmap="Blues", interpolation="nearest")
             axes.grid(False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from app.vjepa.train import autocast, make_loader
 from app.vjepa.utils import init_video_model
-from src.datasets.embedded.motion import EMBEDDED
+from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.transforms import normalize
 from src.jepa.build import make_target_encoder
 from src.jepa.objective import VideoJEPA
@@ -146,8 +146,8 @@ def predict_samples(run: RunFolder, drawn: SampleClips) -> SamplePredictions:
                 predictions[mask].append(z.float().cpu())
                 targets[mask].append(h.float().cpu())
     errors, constant = [], []
-    for mask, (z, h) in enumerate(zip(predictions, targets)):
-        error, alternative = _errors(z, h, [masks[mask] for masks in drawn.masks_pred], drawn.grid.size)
+    for mask, (z_batches, h_batches) in enumerate(zip(predictions, targets)):
+        error, alternative = _errors(z_batches, h_batches, [masks[mask] for masks in drawn.masks_pred], drawn.grid.size)
         errors.append(error.reshape(drawn.grid.t, drawn.grid.h, drawn.grid.w))
         constant.append(alternative)
     return SamplePredictions(models.source, torch.cat(features), torch.cat(initial), errors, constant)

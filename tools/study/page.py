@@ -2,7 +2,7 @@
 
 The page is written by hand, but for what stands between marks:
 
-    <!-- table: why_it_failed linear recipe -->   rows of docs/results/why_it_failed.csv, accuracy under the probe `linear`,
+    <!-- table: why_it_failed linear recipe -->   rows of docs/results/why_it_failed.csv under the probe `linear`,
     <!-- end -->                                  the differences being those from the row `recipe`
     <!-- dots: why_it_failed recipe -->           every run's accuracy under every probe
     <!-- curve: lengths steps -->                 accuracy over steps, of rows that differ in their length only

@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from src.utils.errors import UserError
@@ -88,15 +89,15 @@ def curve(records: Records, words: Sequence[str]) -> Figure:
     for row in rows.values():
         found = named.search(row.name)
         if row.pretrained and (found or key == "steps"):
-            x = max(row.steps) if key == "steps" else float(found.group(1))
+            x = float(found.group(1)) if found and key != "steps" else max(row.steps)
             points = curves.setdefault(named.sub("", row.name).strip("-") or "all", {})
             if x in points:
                 raise UserError(f"rows {points[x].name} and {row.name} are one point of a curve over {key}")
             points[x] = row
     if not curves:
         raise UserError(f"no row has a number called '{key}' in its name; rows: {', '.join(rows)}")
-    fig = Figure(figsize=(max(7.0, 1.0 + 3.6 * len(probes)), 3.8), layout="constrained")
-    fig.get_layout_engine().set(wspace=0.06)  # the outer tick labels of neighbours do not touch
+    layout = ConstrainedLayoutEngine(wspace=0.06)  # the outer tick labels of neighbours do not touch
+    fig = Figure(figsize=(max(7.0, 1.0 + 3.6 * len(probes)), 3.8), layout=layout)
     ticks = sorted({x for points in curves.values() for x in points})
     for axis, probe in zip(fig.subplots(1, len(probes), squeeze=False, sharey=True)[0], probes):
         for color, (name, points) in zip(_colors(curves), curves.items()):

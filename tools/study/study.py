@@ -23,10 +23,11 @@ from app import scaffold
 from app.vjepa.config import DataConfig
 from app.vjepa.diagnostics import RENAMED_COLUMNS
 from app.vjepa.run_status import read_status
-from evals.config import VideoDataConfig, VideoProbeConfig
+from evals.config import VideoProbeConfig
+from evals.config_sections import VideoDataConfig
 from src.config.sweep import Planned, plan
 from src.config.yaml_io import apply_overrides, dump_yaml, read_mapping
-from src.datasets.embedded.motion import classes_of
+from src.datasets.embedded.scenes import classes_of
 from src.launch.cli import Parser
 from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli

@@ -2,12 +2,11 @@
 
     python -m src.datasets.embedded.motion [--scene NAME] [--out FOLDER] [--train N] [--val N] [--seed S] [--check]
 
-Three kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (motion_scene.py);
-`drift`, textures that drift (drift_scene.py); and `slow_drift`, the same at two fifths of the speed. A set is a
-folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and `val.csv` (`path label`, the label being the motion),
-of digits also `train_digit.csv` and `val_digit.csv` (the label being the digit), and `manifest.json` (what was asked
-for, versions, size and sha256 of every file). It is written into a temporary folder beside it and renamed when whole,
-so a set that exists is complete whatever interrupted an earlier writer.
+What the clips show is in scenes.py. A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and
+`val.csv` (`path label`, the label being the motion), of digits also `train_digit.csv` and `val_digit.csv` (the label
+being the digit), and `manifest.json` (what was asked for, versions, size and sha256 of every file). It is written into a
+temporary folder beside it and renamed when whole, so a set that exists is complete whatever interrupted an earlier
+writer.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -24,12 +22,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from src.datasets.embedded.drift_scene import DIRECTIONS, DriftConfig, render_drift
-from src.datasets.embedded.motion_scene import CLASSES, REVERSED, SceneConfig, render_clip
+from src.datasets.embedded.motion_scene import SceneConfig
 from src.datasets.embedded.motion_store import (
     KIND,
     SPLITS,
@@ -39,89 +35,13 @@ from src.datasets.embedded.motion_store import (
     settled,
     temporary_sibling,
 )
+from src.datasets.embedded.scenes import EMBEDDED, SCENES, Scene, label_lists, render_index, scene_classes
 from src.utils.errors import UserError, run_cli
 from src.utils.progress import Progress
-
-__all__ = [
-    "CLASSES",
-    "EMBEDDED",
-    "REVERSED",
-    "SCENES",
-    "DriftConfig",
-    "SceneConfig",
-    "check_motion",
-    "classes_of",
-    "ensure_embedded",
-    "render_clip",
-    "render_split",
-    "write_motion",
-]
 
 FORMAT = 2  # raised when the same settings would give other clips than before
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EBUSY, errno.EXDEV}
-VAL_SHARE = 0.25  # of the digit images of each digit
-
-
-@functools.cache
-def digit_images(split: str) -> tuple[np.ndarray, ...]:
-    """The split's handwritten digits: for each digit 0-9 an array (n, 8, 8) in [0, 1]. No image is in both splits."""
-    from sklearn.datasets import load_digits  # slow to import, and not needed once the set is written
-
-    digits = load_digits()
-    order = np.random.default_rng(1797).permutation(len(digits.target))
-    found = []
-    for digit in range(10):
-        mine = order[digits.target[order] == digit]
-        cut = round(VAL_SHARE * len(mine))
-        found.append(digits.images[mine[:cut] if split == "val" else mine[cut:]] / 16)
-    return tuple(found)
-
-
-Scene = SceneConfig | DriftConfig
-SCENES: dict[str, Scene] = {"digits": SceneConfig(), "drift": DriftConfig(), "slow_drift": DriftConfig(speed=0.3)}
-# What configs call them (src/config/fields.py).
-EMBEDDED = {"MotionDataset": "digits", "DriftDataset": "drift", "SlowDriftDataset": "slow_drift"}
-
-
-def _classes(scene: Scene) -> tuple[str, ...]:
-    return DIRECTIONS if isinstance(scene, DriftConfig) else CLASSES
-
-
-def classes_of(dataset_type: str) -> tuple[str, ...]:
-    """Names of the classes of an embedded set, by what configs call it; none of other data."""
-    return _classes(SCENES[EMBEDDED[dataset_type]]) if dataset_type in EMBEDDED else ()
-
-
-def _lists(scene: Scene) -> tuple[str, ...]:
-    """What is added to the name of a split to name the list of each of a clip's labels."""
-    return ("",) if isinstance(scene, DriftConfig) else ("", "_digit")
-
-
-def draw_labels(split: str, index: int, seed: int, scene: Scene) -> tuple[int, ...]:
-    """Class of clip `index`, and of digits which: as many clips in a row as there are classes have every class once."""
-    classes = len(_classes(scene))
-    block, place = divmod(index, classes)
-    order = np.random.default_rng([seed, SPLITS.index(split), block]).permutation(classes)
-    label = int(order[place])
-    return (label,) if isinstance(scene, DriftConfig) else (label, (block + label) % 10)
-
-
-def render_index(split: str, index: int, seed: int, scene: Scene) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Clip `index` of a split: (uint8 (T, H, W, 3), its labels), the same whatever else is rendered."""
-    labels = draw_labels(split, index, seed, scene)
-    rng = np.random.default_rng([seed, SPLITS.index(split), index, 1])
-    if isinstance(scene, DriftConfig):
-        return render_drift(rng, labels[0], scene), labels
-    images = digit_images(split)[labels[1]]
-    return render_clip(rng, labels[0], images[rng.integers(len(images))], scene), labels
-
-
-def render_split(split: str, count: int, seed: int, scene: Scene) -> Iterator[tuple[Any, ...]]:
-    """The first `count` clips of a split, in memory, without files: (uint8 (T, H, W, 3), label[, digit])."""
-    for index in range(count):
-        clip, labels = render_index(split, index, seed, scene)
-        yield clip, *labels
 
 
 def encode(path: Path, clip: np.ndarray, fps: int) -> None:
@@ -220,14 +140,14 @@ def _fill(folder: Path, spec: dict, scene: Scene, workers: int, progress: Callab
             progress()
     rows.sort()
     for split in SPLITS:
-        for which, what in enumerate(_lists(scene)):
+        for which, what in enumerate(label_lists(scene)):
             name = f"{split}{what}.csv"
             (folder / name).write_text("".join(f"{row[2]} {row[3][which]}\n" for row in rows if row[0] == split))
             files[name] = digest_of(folder / name)
     manifest = {
         "kind": KIND,
         "spec": spec,
-        "classes": _classes(scene),
+        "classes": scene_classes(scene),
         "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy", "scikit-learn")},
         "files": {name: list(files[name]) for name in sorted(files)},
     }

@@ -59,7 +59,7 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_path: float = 0.0,
-        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        norm_layer: Callable[..., nn.LayerNorm] = nn.LayerNorm,
         use_sdpa: bool = True,
     ) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class CrossAttentionBlock(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        norm_layer: Callable[..., nn.LayerNorm] = nn.LayerNorm,
         use_sdpa: bool = True,
     ) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import torch
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import init_video_model
 from evals.classification.frozen_encoder import ClipAggregation, load_encoders
-from evals.config import PretrainedConfig
+from evals.config_sections import PretrainedConfig
 from src.models import export
 from src.models.registry import BACKBONES, BackboneConfig, create_encoder
 from src.utils.checkpoint import save_atomic

@@ -7,7 +7,9 @@ import torch
 
 from src.datasets.embedded import motion
 from src.datasets.embedded.drift_scene import DIRECTIONS, DriftConfig, draw_texture, render_drift
-from src.datasets.embedded.motion import SCENES, check_motion, main, render_split, write_motion
+from src.datasets.embedded.motion import main, write_motion
+from src.datasets.embedded.motion_store import check_motion
+from src.datasets.embedded.scenes import SCENES, render_split
 from src.datasets.transforms import normalize
 from src.utils.errors import UserError
 

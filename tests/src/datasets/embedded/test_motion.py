@@ -12,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.datasets.embedded.motion import (
+from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.motion_scene import (
     CLASSES,
+    DIRECTION,
     REVERSED,
     SceneConfig,
-    check_motion,
-    digit_images,
+    draw_object,
+    draw_path,
+    glyph_mask,
     render_clip,
-    render_split,
-    write_motion,
+    render_path,
 )
-from src.datasets.embedded.motion_scene import DIRECTION, draw_object, draw_path, glyph_mask, render_path
+from src.datasets.embedded.motion_store import check_motion
+from src.datasets.embedded.scenes import digit_images, render_split
 from src.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
