@@ -32,7 +32,7 @@ from src.datasets.embedded.motion import write_motion
 from src.utils.checkpoint import save_atomic
 from src.utils.csv_log import write_csv
 
-EPOCH, LOOK = 500, 50  # steps of an epoch; steps between two looks at the run's health
+EPOCH, DIAGNOSE = 500, 50  # steps of an epoch; steps between two diagnostics
 
 
 def write_run(folder: Path, data: Path, steps: int) -> None:
@@ -47,11 +47,11 @@ def write_run(folder: Path, data: Path, steps: int) -> None:
     parts = [*(f"encoder.layers.{i}" for i in range(24)), *(f"predictor.predictor_blocks.{i}" for i in range(4))]
     parts += ["encoder", "encoder.patch_embed", "predictor"]
     stats = ("feature_std", "between_clip_std", "effective_rank", "effective_rank_centered", "between_clip_cosine")
-    health = ["epoch", "itr", *(f"{what}/{stat}" for what in ("target", "prediction") for stat in stats)]
-    health += [f"error/time_{t}" for t in range(4)]
-    health += [f"{kind}/{part}" for kind in ("update", "gradient") for part in parts]
-    health += [f"{kind}/layers.{i}.mixer" for kind in ("dt", "A") for i in range(24)]
-    write_csv(folder / "jepa-diagnostics.csv", health, rows(steps, LOOK, len(health)))
+    diagnostics = ["epoch", "itr", *(f"{what}/{stat}" for what in ("target", "prediction") for stat in stats)]
+    diagnostics += [f"error/time_{t}" for t in range(4)]
+    diagnostics += [f"{kind}/{part}" for kind in ("update", "gradient") for part in parts]
+    diagnostics += [f"{kind}/layers.{i}.mixer" for kind in ("dt", "A") for i in range(24)]
+    write_csv(folder / "jepa-diagnostics.csv", diagnostics, rows(steps, DIAGNOSE, len(diagnostics)))
     encoder, predictor = (module.state_dict() for module in init_video_model(config))
     state = {
         "encoder": encoder,

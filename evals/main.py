@@ -1,4 +1,4 @@
-"""`python -m evals.main --fname configs/evals/vm_tiny_motion.yaml`: judge a pretrained encoder on this machine."""
+"""`python -m evals.main --fname configs/evals/vm_tiny_motion.yaml`: probe a pretrained encoder on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> int:
     """The command line. Returns the exit code."""
     return run_here(
         "evals.main",
-        "Judge a pretrained encoder on this machine, one process per device. Under torchrun, join its processes.",
+        "Evaluate a pretrained encoder on this machine, one process per device. Under torchrun, join its processes.",
         EXAMPLE,
         scaffold.load,
         scaffold.main,

@@ -13,7 +13,7 @@ def main() -> int:
     """The command line. Returns the exit code."""
     return run_on_cluster(
         "evals.main_distributed",
-        "Judge a pretrained encoder on a SLURM cluster: one job per YAML, nodes and tasks_per_node from the YAML.",
+        "Evaluate a pretrained encoder on a SLURM cluster: one job per YAML, nodes and tasks_per_node from the YAML.",
         EXAMPLE,
         scaffold.check,
         scaffold.main,

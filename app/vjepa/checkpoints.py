@@ -55,7 +55,7 @@ def save_checkpoint(run: Run, cfg: PretrainConfig, loss: float, world_size: int)
         "encoder": run.encoder.state_dict(),
         "predictor": run.predictor.state_dict(),
         "target_encoder": run.target_encoder.state_dict(),
-        "target_projector": run.target_projector.state_dict(),  # its online twin is the predictor's; empty without
+        "target_projector": run.target_projector.state_dict(),  # the online one is the predictor's; empty without
         "opt": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "epoch": epoch,

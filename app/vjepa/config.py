@@ -32,7 +32,7 @@ class LoggingConfig(Section):
     diagnose_every: int | None = Field(
         50,
         gt=0,
-        description="(added) steps between two looks at the run's health (features, gradients, updates, state space), "
+        description="(added) steps between two diagnostics (features, gradients, updates, state space), "
         "written to <write_tag>-diagnostics.csv; null: never",
     )
     read_every: int | None = Field(
@@ -103,7 +103,7 @@ class OnlineProbeConfig(Section):
     """(added) Labelled videos for the quick probe of meta.eval_freq: kNN and a linear classifier, on one process."""
 
     train: str | None = Field(None, min_length=1, description="list of videos to learn from (csv, `path label` lines)")
-    val: str | None = Field(None, min_length=1, description="list of videos to be judged by")
+    val: str | None = Field(None, min_length=1, description="list of videos that accuracy is measured on")
     max_samples: int = Field(
         1000, gt=1, description="most videos of either list, drawn once; all processes wait while they are encoded"
     )

@@ -198,7 +198,7 @@ class Evaluation:
         prefix = self.prefix if name == "pretrained" else f"{self.prefix}-{name}"
         return train_probe(
             *sources,
-            settings=settings,
+            settings,
             device=self.process.device,
             checkpoint_path=self.folder / f"{prefix}-latest.pth.tar",
             csv_path=self.folder / f"{prefix}_r0.csv",

@@ -15,7 +15,7 @@ from src.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# No run is judged by its first few videos.
+# The first few videos of a run do not end it.
 _MIN_ATTEMPTS = 20
 # Of each kind of fault, this many are logged in full; the file has them all.
 _LOGGED_PER_KIND = 3

@@ -162,7 +162,7 @@ def _check_cluster(runs: Sequence[Run], resources: Resources) -> None:
 def _states(runs: Sequence[Run], resources: Resources, sweep: Record | None) -> list[str]:
     """For each run: new, or why it is not submitted: finished, or a job of an earlier call still has it."""
     if not runs[0].planned.label:
-        return ["new"] * len(runs)  # a config by itself is the user's to judge
+        return ["new"] * len(runs)  # a config by itself is the user's decision
     jobs = sweep.jobs() if sweep else {}
     queued = _queued() if any(jobs.values()) and resources.cluster == "slurm" else set()
     return [

@@ -28,7 +28,7 @@ BACKBONES: dict[str, BackboneConfig] = {
     "videomamba_small": BackboneConfig("mamba", 384, 24),
     "videomamba_middle": BackboneConfig("mamba", 576, 32),
     "videomamba_base": BackboneConfig("mamba", 768, 24),
-    "videomamba_nano": BackboneConfig("mamba", 96, 4),  # the study's size, and its twin below
+    "videomamba_nano": BackboneConfig("mamba", 96, 4),  # the size of the study, as is vit_nano
     "vit_tiny": BackboneConfig("attention", 192, 12, 3),
     "vit_small": BackboneConfig("attention", 384, 12, 6),
     "vit_base": BackboneConfig("attention", 768, 12, 12),

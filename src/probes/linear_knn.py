@@ -1,4 +1,4 @@
-"""Cheap judges beside the attentive probe: a linear probe and nearest neighbours on mean-pooled features.
+"""Linear probe and k nearest neighbours (kNN) on mean-pooled features.
 
 Everything that is chosen (regularisation, k) is chosen on the training samples alone.
 Legend: M samples, D width, C classes.

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -214,6 +215,12 @@ def check(command: str, ready: bool) -> None:
                 plan(ROOT / file, app.scaffold.check, "logging.folder")
 
 
+def entry_point(module: str) -> ModuleType:
+    """What `python -m module` runs: a module, or the __main__ of a package."""
+    found = importlib.import_module(module)
+    return importlib.import_module(f"{module}.__main__") if hasattr(found, "__path__") else found
+
+
 def run(command: str, folder: Path) -> None:
     """Run a command in the folder, made small; an end other than success is an error."""
     words = words_of(command)
@@ -230,7 +237,7 @@ def run(command: str, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [module, *rest, *smaller])
-        assert not importlib.import_module(module).main(), command
+        assert not entry_point(module).main(), command
 
 
 @pytest.fixture(scope="module")

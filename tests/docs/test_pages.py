@@ -31,7 +31,7 @@ def blocks(language):
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_compiles_and_imports_what_exists(code):
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("app", "evals", "src"):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("app", "evals", "src", "tools"):
             module = importlib.import_module(node.module)
             for name in node.names:
                 assert hasattr(module, name.name), f"{node.module} has no {name.name}"
@@ -67,6 +67,6 @@ def test_every_result_is_on_the_page_of_results_with_its_command():
     for file in RESULTS.iterdir():
         mine = [row for pattern, row in shown if fnmatch(file.name, pattern)]
         assert mine, f"docs/results.md has no row with results/{file.name} and the command that makes it"
-        assert re.search(r"`python -m (benchmarks|app|evals)\.\w+[^`]*`", mine[0]), (
+        assert re.search(r"`python -m (benchmarks|evals|tools)\.\w+[^`]*`", mine[0]), (
             f"results/{file.name}: by which command?"
         )

@@ -5,4 +5,5 @@ from __future__ import annotations
 from src.utils.errors import run_cli
 from tools.study.study import main
 
-run_cli(main)
+if __name__ == "__main__":
+    run_cli(main)

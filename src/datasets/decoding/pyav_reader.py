@@ -101,7 +101,7 @@ class PyAVVideo(PyAVFile):
         try:
             frames = self._read_by_time(order) if self._pts is not None else self._read_by_count(order)
         except DecodeError:
-            # A keyframe that is not a clean start (intra refresh) looks like damage: the first packet is the judge.
+            # A keyframe that is not a clean start (intra refresh) looks like damage: the first packet decides.
             if self._pts is None:
                 raise
             frames = self._read_by_time(order, from_start=True)

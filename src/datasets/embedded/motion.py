@@ -4,7 +4,7 @@
 
 What the clips show is in scenes.py. A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and
 `val.csv` (`path label`, the label being the motion), of digits also `train_digit.csv` and `val_digit.csv` (the label
-being the digit), and `manifest.json` (what was asked for, versions, size and sha256 of every file). It is written into a
+being the digit), and `manifest.json` (what was asked for, versions, size and sha256 of every file). It is written in a
 temporary folder beside it and renamed when whole, so a set that exists is complete whatever interrupted an earlier
 writer.
 """

@@ -82,24 +82,24 @@ def test_a_step_on_a_device_without_values(small, tmp_path):
     init_distributed(device="meta")
     run = build(cfg, "meta")
     batches = iter(train.make_loader(cfg, 0, 1))
-    readout = MetricLogger(cfg, run, ExperimentLogger(tmp_path, enabled=False), resumed=False, enabled=False)
+    metrics = MetricLogger(cfg, run, ExperimentLogger(tmp_path, enabled=False), resumed=False, enabled=False)
     for _ in range(3):
         batch = next(batches)
-        readout.take(train.train_step(cfg, run, [batch], NOW), NOW, [batch])
-    assert all(taken.numbers.shape == (5,) for taken in readout.unread)
+        metrics.append(train.train_step(cfg, run, [batch], NOW), NOW, [batch])
+    assert all(step.metrics.shape == (5,) for step in metrics.pending)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        readout.read(Progress(3))
+        metrics.flush(Progress(3))
 
 
 def test_numbers_are_read_at_the_interval_and_before_a_checkpoint(small, tmp_path, monkeypatch):
     read_at, written = [], {}
 
     def noting(self, progress):
-        read_at.append((self.run.step, len(self.unread)))
-        return read(self, progress)
+        read_at.append((self.run.step, len(self.pending)))
+        return flush(self, progress)
 
-    read = MetricLogger.read
-    monkeypatch.setattr(MetricLogger, "read", noting)
+    flush = MetricLogger.flush
+    monkeypatch.setattr(MetricLogger, "flush", noting)
     for name, read_every in (("each", 1), ("some", 3)):
         raw, _ = small(name, optimization={"epochs": 2})
         raw["logging"]["read_every"] = read_every

@@ -116,9 +116,9 @@ def test_a_kill_at_the_probe_neither_loses_nor_doubles_a_row(config, undisturbed
         return result
 
     class Probe(online_probe.OnlineProbe):
-        def look(self):
+        def evaluate(self):
             killed["run"] = self.run
-            return super().look()
+            return super().evaluate()
 
     knn_probe, log, killed = online_probe.knn_probe, online_probe.CSVLogger.log, {"done": False}
     monkeypatch.setattr(train, "OnlineProbe", Probe)

@@ -11,13 +11,14 @@ from PIL import Image
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import init_video_model
 from evals import scaffold
+from evals.config_sections import CheckpointConfig
 from evals.future_prediction import eval as future
 from evals.future_prediction.future_predictor import FuturePredictor, load_future_predictors
 from evals.future_prediction.scoring import CANDIDATES, DISTRACTORS, choices, distances, hits, make_candidates
 from src.config.loading import from_dict, save_config
 from src.datasets.embedded.drift_scene import DriftConfig
 from src.datasets.embedded.motion import write_motion
-from src.jepa.build import make_target_encoder
+from src.jepa.build import build_encoder_and_predictor, make_target_encoder
 from src.jepa.target_norm import normalize_targets
 from src.masks.utils import generator
 from src.models import export
@@ -106,7 +107,7 @@ def test_candidates_share_the_beginning():
         assert torch.equal(other[:, :, :3], clips[:, :, :3])
     frames = {name: (x[:, 0, :, 0, 0] - 8 * torch.arange(5)[:, None]).tolist() for name, x in made.items()}
     assert frames["reversed"][2] == [0, 1, 2, 2, 1, 0, 0, 1]
-    assert frames["frozen"][2] == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert frames["static"][2] == [0, 1, 2, 2, 2, 2, 2, 2]
     partner = made["other clip"][:, 0, 3:, 0, 0] // 8
     assert (partner == partner[:, :1]).all()
     assert sorted(partner[:, 0].tolist()) == [0, 1, 2, 3, 4]
@@ -173,7 +174,7 @@ def test_distractors_are_normalised_by_the_true_clips(how):
 
 @torch.no_grad()
 def test_predictions_know_the_context_only(tmp_path):
-    model = FuturePredictor(pretraining(tmp_path), 2, tmp_path)
+    model = FuturePredictor(pretraining(tmp_path).model_dump(), 2, tmp_path)
     torch.manual_seed(0)
     for p in model.parameters():
         p.add_(0.05 * torch.randn_like(p))
@@ -186,8 +187,8 @@ def test_predictions_know_the_context_only(tmp_path):
         assert not torch.equal(answer(clips), answer(clips.flip(2)))
     tubelets = model.copy_last(clips).unflatten(1, (2, 4))
     assert torch.equal(tubelets[:, 0], tubelets[:, 1])
-    targets = model.targets({"true": clips, "frozen": altered})
-    assert not torch.allclose(targets["true"], targets["frozen"])
+    targets = model.targets({"true": clips, "static": altered})
+    assert not torch.allclose(targets["true"], targets["static"])
 
 
 def test_the_mean_leaves_the_clip_itself_out():
@@ -195,16 +196,17 @@ def test_the_mean_leaves_the_clip_itself_out():
     torch.testing.assert_close(future.mean_of_others(targets)[1], targets[[0, 2, 3, 4]].mean(0))
 
 
-def test_the_checkpoint_is_what_is_judged(tmp_path):
+def test_the_checkpoint_is_what_is_evaluated(tmp_path):
     path = save_run(pretraining(tmp_path))
     before = torch.get_rng_state()
-    models, trained_as, source = load_future_predictors(path, 1)
+    checkpoint = CheckpointConfig(folder=str(path.parent), checkpoint=path.name)
+    models, trained_as, source = load_future_predictors(checkpoint, 1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (trained_as.loss.target_norm, source) == ("batch_standardize", f"{path}, step 5")
+    assert (trained_as["loss"]["target_norm"], source) == ("batch_standardize", f"{path}, step 5")
     state = load(path)
     for name, stored in state["predictor"].items():
         assert torch.equal(models["pretrained"].jepa.predictor.backbone.state_dict()[name], stored)
-    for name, fresh in init_video_model(trained_as)[0].state_dict().items():
+    for name, fresh in build_encoder_and_predictor(trained_as)[0].state_dict().items():
         assert torch.equal(models["random"].target_encoder.state_dict()[name], fresh)
     assert models["pretrained"].future_tubelets == 3
 
@@ -233,7 +235,7 @@ def test_from_config_to_report(config, tmp_path, capsys):
     heading, table, picture = probe_parts(read_runs([tmp_path]))
     assert heading.text == "future prediction, t"
     assert isinstance(table, Table)
-    assert table.columns == ["prediction", "or other clip", "or reversed", "or frozen", "all"]
+    assert table.columns == ["prediction", "or other clip", "or reversed", "or static", "all"]
     assert [row[0] for row in table.rows[:2]] == ["pretrained", "pretrained, +1"]
     assert table.rows[-1] == ["chance", "50.0", "50.0", "50.0", "25.0"]
     assert isinstance(picture, Picture)

@@ -73,7 +73,7 @@ def test_a_table_says_what_the_csv_says(results):
     assert (good["linear, %"], good["above random"], good["above good"]) == ("52.0 ± 2.0", "+12.0 ± 2.0", "")
     assert (bad["linear, %"], bad["above random"], bad["above good"]) == ("30.0", "-12.0", "-22.0")
     assert good["knn, % (random)"] == "30.0 ± 0.0 (20.0 ± 0.0)"
-    assert (good["steps"], good["loss"], good["spread of targets"], bad["rank of targets"]) == (
+    assert (good["steps"], good["loss"], good["between-clip std"], bad["effective rank"]) == (
         "300",
         "0.500",
         "0.90",
