@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make test-extras   what the test suite skips for want of a large package: Triton's kernels in its interpreter, on the
 #                    CPU, and timm's models; installs both
+# make test-wheel   build the wheel, install it into a new environment beside a project with its own src/, and use it
 # make lint    ruff, mypy, and the import contract of pyproject.toml
 # Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-extras lint format clean
+.PHONY: demo test test-extras test-wheel lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m src.datasets.embedded.motion --scene drift
@@ -23,6 +24,9 @@ test: $(INSTALLED)
 test-extras: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton timm
 	$(BIN)/python -m pytest tests/src/ops/test_triton.py tests/src/models/test_timm_models.py
+
+test-wheel: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/packaging/test_wheel.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

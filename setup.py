@@ -1,15 +1,60 @@
-"""Installation. Tool settings live in pyproject.toml; pinned, tested versions in constraints.txt."""
+"""Installation. Tool settings live in pyproject.toml; pinned, tested versions in constraints.txt.
 
+A checkout has V-JEPA's layout: `src`, `app`, `evals`, `tools`. A wheel is one package, `vjepa_mamba`: those names
+collide with every other V-JEPA checkout, and with any project that has a `src/` of its own. It is made of the same
+files: `src` becomes `vjepa_mamba`, the others its subpackages, and their imports are rewritten as they are copied.
+"""
+
+import re
 import sys
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
+
+FOLDERS = ("src", "app", "evals", "tools")
+WHEEL = "vjepa_mamba"
+CHECKOUT = bool({"editable_wheel", "develop", "build_ext"} & {*sys.argv})  # pip install -e ., or the kernels in place
+
+
+def package_of(folder: str) -> str:
+    """What a folder of the checkout is called in a wheel."""
+    return WHEEL if folder == "src" else f"{WHEEL}.{folder}"
+
+
+class BuildWheel(build_py):
+    """Copies modules with their imports, commands and quoted module names rewritten for the wheel."""
+
+    # `from src.x import y`, `from app import y`; `python -m src.x`; "src.x"
+    names = re.compile(rf'(?m)(^\s*(?:from|import) |python -m |")({"|".join(FOLDERS)})(?=\.[a-z]| import )')
+
+    def build_module(self, module, module_file, package):  # noqa: ANN001, ANN201
+        """As setuptools does it, and then the text."""
+        built = super().build_module(module, module_file, package)
+        path = Path(built[0])
+        text = path.read_text(encoding="utf-8")
+        path.write_text(self.names.sub(lambda match: match[1] + package_of(match[2]), text), encoding="utf-8")
+        return built
+
+
+if CHECKOUT:
+    layout = {"packages": find_packages(include=[f"{folder}*" for folder in FOLDERS])}
+    page, kernels = "tools.report", "src.ops._kernels"
+else:
+    inner = {folder: [f"{package_of(folder)}.{name}" for name in find_packages(folder)] for folder in FOLDERS}
+    layout = {
+        "packages": [*map(package_of, FOLDERS), *(name for names in inner.values() for name in names)],
+        "package_dir": {package_of(folder): folder for folder in FOLDERS},
+        "cmdclass": {"build_py": BuildWheel},
+    }
+    page, kernels = f"{WHEEL}.tools.report", f"{WHEEL}.ops._kernels"
 
 # The CPU kernels: plain C++ called through ctypes, so no torch is needed to build them. `optional`: a machine without
 # a compiler installs all the same and uses the PyTorch fallback.
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 CSRC = "src/ops/selective_scan/csrc"
 KERNELS = Extension(
-    "src.ops._kernels",
+    kernels,
     sources=[f"{CSRC}/kernels.cpp"],
     depends=[f"{CSRC}/{name}.h" for name in ("args", "vec", "scan_kernel", "conv_kernel", "norm_kernel")],
     extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", *OPENMP],
@@ -25,8 +70,8 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     ext_modules=[KERNELS],
-    packages=find_packages(include=["app*", "src*", "evals*"]),
-    package_data={"tools.report": ["page.html"]},
+    package_data={page: ["page.html"]},
+    **layout,
     install_requires=[
         "torch>=2.4",
         "numpy>=1.26",

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import evals.scaffold
 from app import scaffold
 from app.vjepa.config import DataConfig
 from app.vjepa.diagnostics import RENAMED_COLUMNS
 from app.vjepa.run_status import read_status
+from evals import scaffold as eval_scaffold
 from evals.config import VideoProbeConfig
 from evals.config_sections import VideoDataConfig
 from src.config.sweep import Planned, plan
@@ -125,7 +125,7 @@ def probe(run: Planned, eval_file: str) -> bool:
 
 def evaluation_of(eval_file: str) -> VideoProbeConfig:
     """The config of the evaluation of the runs. Raises UserError if it is no frozen probe of videos."""
-    name, evaluation = evals.scaffold.load(eval_file)
+    name, evaluation = eval_scaffold.load(eval_file)
     if name != "video_classification_frozen" or not isinstance(evaluation, VideoProbeConfig):
         raise UserError(f"{eval_file}: eval_name {name}: a study evaluates by video_classification_frozen")
     return evaluation
