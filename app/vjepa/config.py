@@ -100,7 +100,7 @@ class OptimizationConfig(Section):
 
 
 class OnlineProbeConfig(Section):
-    """(added) Labelled videos for the quick probe of meta.eval_freq: kNN and a linear classifier, on one process."""
+    """(added) Labelled videos for the online probe of meta.eval_freq: kNN and a linear classifier, on one process."""
 
     train: str | None = Field(None, min_length=1, description="list of videos to learn from (csv, `path label` lines)")
     val: str | None = Field(None, min_length=1, description="list of videos that accuracy is measured on")

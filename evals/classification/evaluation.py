@@ -6,8 +6,9 @@ What differs between the two, how samples are loaded and cut into views, comes i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,13 +21,15 @@ from evals.classification.probe_trainer import ProbeOutcome, train_probe
 from evals.classification.results import Score
 from evals.classification.task import Task, probe_settings
 from evals.config import ProbeConfig
-from src.config.loading import save_config
+from src.config.loading import check_ready, save_config
 from src.probes import linear_knn
 from src.probes.sample_list import SampleList, check_labels, draw_subset, hold_out, read_sample_list
 from src.utils.distributed import barrier, current, is_main
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
 
 logger = get_logger(__name__)
+
+Config = TypeVar("Config", bound=ProbeConfig)
 
 
 class Evaluation:
@@ -249,3 +252,13 @@ class Evaluation:
         title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
         results.print_table(results.build_table(title, scores, probes, chance))
         return written
+
+
+def evaluate(cfg: Config, build_task: Callable[[Config], Task], resume_preempt: bool) -> dict[str, Any] | None:
+    """Run an evaluation in this process; the main one returns what it wrote to the json.
+
+    Raises:
+        UserError: anything wrong with config, checkpoint or data.
+    """
+    check_ready(cfg, "config")
+    return Evaluation(cfg, build_task(cfg), cfg.resume_checkpoint or resume_preempt).run()

@@ -82,7 +82,7 @@ def extract(
         UserError: not one video can be read, or the output cannot be written.
     """
     about = {"videos": [str(video) for video in videos], "checkpoint": checkpoint, **asdict(how)}
-    faults: list[tuple[str, str, str]] = []
+    errors: list[tuple[str, str, str]] = []
     skips = SkipReport(max_fraction=1.0)
     with FeatureFile(out, about) as file, Progress(len(videos), unit="windows", what="extracting") as progress:
         for number, video in enumerate(videos):
@@ -100,13 +100,13 @@ def extract(
                     stream.close()
             except DecodeError as error:
                 file.cut(before)
-                faults.append((error.path, error.kind, error.reason))
+                errors.append((error.path, error.kind, error.reason))
                 if len(videos) > 1:
-                    skips.note(faults[-1:])
+                    skips.note(errors[-1:])
         if not file.rows:
-            path, kind, reason = faults[-1]
+            path, kind, reason = errors[-1]
             others = f" (and none of the other {len(videos) - 1} videos either)" if len(videos) > 1 else ""
             raise UserError(f"{path}: {kind}: {reason}{others}")
-        file.about["unreadable"] = {path: f"{kind}: {reason}" for path, kind, reason in faults}
+        file.about["unreadable"] = {path: f"{kind}: {reason}" for path, kind, reason in errors}
         file.finish()
     return file

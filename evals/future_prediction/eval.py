@@ -164,7 +164,7 @@ def measure(models: dict[str, FuturePredictor], loader: Loader, seed: int) -> Me
 
 
 def mean_of_others(targets_BMD: Tensor) -> Tensor:
-    """The answer that needs no look at the clip: the mean of the other clips' targets at each place, (B, M, D)."""
+    """The blind baseline: the mean of the other clips' targets at each place, (B, M, D)."""
     return (targets_BMD.sum(0) - targets_BMD) / (len(targets_BMD) - 1)
 
 

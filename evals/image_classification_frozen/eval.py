@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from evals.classification.evaluation import Evaluation
+from evals.classification.evaluation import evaluate
 from evals.classification.task import Task, make_loader
 from evals.config import ImageProbeConfig
-from src.config.loading import check_ready
 from src.datasets.data_manager import Loader
 from src.datasets.transforms import EvalTransform, TrainTransform
 from src.probes.sample_list import SampleList
@@ -24,8 +23,7 @@ def main(args_eval: ImageProbeConfig, resume_preempt: bool = False) -> dict[str,
     Raises:
         UserError: anything wrong with config, checkpoint or data.
     """
-    check_ready(args_eval, "config")
-    return Evaluation(args_eval, build_task(args_eval), args_eval.resume_checkpoint or resume_preempt).run()
+    return evaluate(args_eval, build_task, resume_preempt)
 
 
 def build_task(cfg: ImageProbeConfig) -> Task:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from evals.classification.evaluation import Evaluation
+from evals.classification.evaluation import evaluate
 from evals.classification.finetuning import Tuning
+from evals.classification.task import Task
 from evals.config import VideoFinetuneConfig
 from evals.video_classification_frozen.eval import build_task
-from src.config.loading import check_ready
 
 
 def main(args_eval: VideoFinetuneConfig, resume_preempt: bool = False) -> dict[str, Any] | None:
@@ -18,7 +18,10 @@ def main(args_eval: VideoFinetuneConfig, resume_preempt: bool = False) -> dict[s
     Raises:
         UserError: anything wrong with config, checkpoint or data.
     """
-    check_ready(args_eval, "config")
-    tuning = Tuning(args_eval.optimization.layer_decay, args_eval.optimization.drop_path_rate)
-    task = replace(build_task(args_eval), tuning=tuning)
-    return Evaluation(args_eval, task, args_eval.resume_checkpoint or resume_preempt).run()
+    return evaluate(args_eval, build_tuned_task, resume_preempt)
+
+
+def build_tuned_task(cfg: VideoFinetuneConfig) -> Task:
+    """Loaders and shapes of the frozen evaluation, and how the encoder trains along."""
+    tuning = Tuning(cfg.optimization.layer_decay, cfg.optimization.drop_path_rate)
+    return replace(build_task(cfg), tuning=tuning)

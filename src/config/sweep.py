@@ -127,9 +127,9 @@ def expand(sweep: SweepConfig, path: str, check: Check, folder_key: str) -> list
                 set_key(mine, key, copy.deepcopy(value), source)
             if sweep.folder:
                 set_key(mine, folder_key, str(Path(sweep.folder) / label), source)
-            twin = planned.get(label.casefold())  # some file systems do not tell A from a
-            if twin is not None:
-                raise UserError(f"{source}: its folder is that of run {twin.label} too: name both under `runs`")
+            other = planned.get(label.casefold())  # some file systems do not tell A from a
+            if other is not None:
+                raise UserError(f"{source}: its folder is that of run {other.label} too: name both under `runs`")
             planned[label.casefold()] = Planned(source, mine, label, settings)
     return list(planned.values())
 

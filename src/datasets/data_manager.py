@@ -103,7 +103,7 @@ def init_data(
             source = WebVideoStream(urls, batch_size, training, reader, rank, world_size, num_workers, seed)
         else:
             source = WebVideoDataset(shards, reader)
-            skips.note(source.faults)
+            skips.note(source.errors)
     else:
         raise UserError(f"data.dataset_type {dataset_type!r} is not one of {', '.join(DATASET_TYPES)}")
     if not isinstance(source, WebVideoStream):

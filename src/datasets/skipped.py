@@ -52,7 +52,7 @@ class SkipReport:
             )
 
     def note(self, skipped: Iterable[tuple[str, str, str]]) -> None:
-        """Count and write down faults (path, kind, reason), each path once, without judging them."""
+        """Count and write down errors (path, kind, reason), each path once, whatever their share."""
         for path, kind, reason in skipped:
             self.kinds[kind] += 1
             self._last = (path, reason)

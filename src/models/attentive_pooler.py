@@ -6,6 +6,7 @@ Legend: B batch, N tokens, Q queries, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,10 @@ class AttentivePooler(nn.Module):
 
 
 class AttentiveClassifier(nn.Module):
-    """Attentive pooling to one query and a linear layer. (B, N, D) -> (B, num_classes)."""
+    """Attentive pooling to one query and a linear layer. (B, N, D) -> (B, num_classes).
+
+    `pooler_options`: mlp_ratio, qkv_bias, norm_layer, init_std, as in AttentivePooler.
+    """
 
     def __init__(
         self,
@@ -54,13 +58,10 @@ class AttentiveClassifier(nn.Module):
         num_heads: int = 12,
         depth: int = 1,
         num_classes: int = 1000,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        norm_layer: Callable[..., nn.LayerNorm] = nn.LayerNorm,  # eps 1e-5 in V-JEPA's probes, 1e-6 in its encoders
-        init_std: float = 0.02,
+        **pooler_options: Any,
     ) -> None:
         super().__init__()
-        self.pooler = AttentivePooler(1, embed_dim, num_heads, mlp_ratio, depth, qkv_bias, norm_layer, init_std)
+        self.pooler = AttentivePooler(1, embed_dim, num_heads, depth=depth, **pooler_options)
         self.linear = nn.Linear(embed_dim, num_classes)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:

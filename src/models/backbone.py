@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -110,6 +110,17 @@ def init_fan_in(module: nn.Module) -> None:
         if isinstance(part, nn.Linear) and not name.startswith("dt_proj"):
             gain = 3.0 if isinstance(module, MambaMixer) and name == "out_proj" else 1.0
             nn.init.normal_(part.weight, std=gain * part.in_features**-0.5)
+
+
+class ClipOptions(TypedDict, total=False):
+    """What every encoder is told of its clips: the sizes in pixels and frames that its positions are made for."""
+
+    img_size: int | tuple[int, int]
+    patch_size: int
+    num_frames: int
+    tubelet_size: int
+    in_chans: int
+    uniform_power: bool  # sin-cos positions split evenly between time, height and width
 
 
 class VideoEncoder(nn.Module):

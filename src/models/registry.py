@@ -40,7 +40,7 @@ PREDICTOR_ONLY: dict[str, BackboneConfig] = {"hybrid_tiny": BackboneConfig("hybr
 
 
 def backbone_config(name: str) -> BackboneConfig:
-    """Row of the tables. Raises UserError, listing the names, if there is none."""
+    """Row of the tables. Raises UserError, which names all rows, if there is none."""
     if name in PREDICTOR_ONLY:
         return PREDICTOR_ONLY[name]
     if name not in BACKBONES:

@@ -5,16 +5,19 @@ Legend: B batch, C channels, T H W clip, N tokens in raster order, K kept tokens
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
 from src.masks.utils import apply_masks
-from src.models.backbone import VideoEncoder, mamba_trunk
+from src.models.backbone import ClipOptions, VideoEncoder, mamba_trunk
 from src.models.utils.pos_embs import resample_plane, resample_time
 from src.utils.errors import UserError
 from src.utils.token_grid import Grid
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class VideoMamba(VideoEncoder):
@@ -25,20 +28,15 @@ class VideoMamba(VideoEncoder):
     ('temporal'); tokens come in and go out in raster order either way.
     `pos_embed`: 'sincos' (fixed, 3-D), 'learned' (VideoMamba's: per patch plus per tubelet) or 'none'.
     `cls_token` puts a class token first in the sequence; `num_classes` adds the head that `logits` reads it with.
+    `clip`: img_size, patch_size, num_frames, tubelet_size, in_chans, uniform_power, as in VideoEncoder.
     """
 
     blocks_name, norm_name = "layers", "norm_f"
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        in_chans: int = 3,
         embed_dim: int = 192,
         depth: int = 24,
-        uniform_power: bool = False,
         pos_embed: Literal["sincos", "learned", "none"] = "sincos",
         cls_token: bool = False,
         num_classes: int = 0,
@@ -48,8 +46,9 @@ class VideoMamba(VideoEncoder):
         halve_directions: bool = False,
         scan_order: Literal["spatial", "temporal"] = "spatial",
         scan_backend: str = "auto",
+        **clip: Unpack[ClipOptions],
     ) -> None:
-        super().__init__(img_size, patch_size, num_frames, tubelet_size, in_chans, embed_dim, uniform_power)
+        super().__init__(embed_dim=embed_dim, **clip)
         patches = self.grid.area
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if cls_token else None
         if pos_embed == "sincos":

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from src.models.backbone import LayerNorm, VideoEncoder, attention_trunk
+from src.models.backbone import ClipOptions, LayerNorm, VideoEncoder, attention_trunk
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class VisionTransformer(VideoEncoder):
-    """ViT over tubelets. forward: (B, C, T, H, W) -> (B, N, D), or (B, K, D) under masks (B, K)."""
+    """ViT over tubelets. forward: (B, C, T, H, W) -> (B, N, D), or (B, K, D) under masks (B, K).
+
+    `clip`: img_size, patch_size, num_frames, tubelet_size, in_chans, uniform_power, as in VideoEncoder.
+    """
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        num_frames: int = 16,
-        tubelet_size: int = 2,
-        in_chans: int = 3,
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         norm_layer: Callable[..., nn.LayerNorm] = LayerNorm,
-        uniform_power: bool = False,
         drop_path_rate: float = 0.0,
         use_sdpa: bool = True,
+        **clip: Unpack[ClipOptions],
     ) -> None:
-        super().__init__(img_size, patch_size, num_frames, tubelet_size, in_chans, embed_dim, uniform_power)
+        super().__init__(embed_dim=embed_dim, **clip)
         self.num_heads = num_heads
         self.add_sincos()
         self.blocks, self.norm = attention_trunk(

@@ -1,4 +1,4 @@
-"""Small pictures of masks and features, for a look while training. uint8 arrays (H, W, 3).
+"""Small pictures of masks and features, to be shown while training. uint8 arrays (H, W, 3).
 
 Legend: B clips, C channels, T frames, H W pixels, N = t h w tokens in raster order, K tokens of a mask, D width.
 """

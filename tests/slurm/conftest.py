@@ -7,12 +7,15 @@ and munge of Debian or Ubuntu.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,10 +25,12 @@ from src.datasets.embedded.motion import write_motion
 
 NODES, CPUS = ("n0", "n1"), 2
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
-_START_S = 30.0
+_PATIENCE_S = 300.0  # for what takes moments on an idle machine
+_BEGUN = "Job is no longer pending execution"  # what scontrol says of a job that has started meanwhile
 
 # `low` gives way to `high`: its jobs have some seconds' grace and are queued again. Preemption is announced by SIGTERM
 # alone, which submitit ignores; sites that set preempt_send_user_signal send what announces a time limit too.
+# Every time-out is long: none is waited for in full, and on a busy machine a short one would end what only is slow.
 _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -50,10 +55,12 @@ SchedulerParameters=sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-KillWait=2
+KillWait=120
+MessageTimeout=100
+BatchStartTimeout=300
 NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=4000
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=4000
-PartitionName=low Nodes=n0,n1 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=25
+PartitionName=low Nodes=n0,n1 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
 PartitionName=high Nodes=n0,n1 PriorityTier=10 PreemptMode=OFF
 """
 
@@ -94,7 +101,7 @@ class Cluster:
         for node in NODES:
             (self.folder / f"spool-{node}").mkdir()
             self.run("slurmd", "-f", str(conf), "-N", node)
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + _PATIENCE_S
         while self.run("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N", check=False).split() != list(NODES):
             if time.monotonic() > deadline:
                 logs = "".join(path.read_text() for path in self.folder.glob("*.log"))
@@ -104,7 +111,7 @@ class Cluster:
 
     def run(self, *words: str, check: bool = True) -> str:
         """A command of this cluster; its output."""
-        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=_PATIENCE_S)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout
@@ -114,18 +121,44 @@ class Cluster:
         return self.run("squeue", "-h", "-j", job, "-o", "%T", check=False).strip()
 
     def start_now(self, job: str) -> None:
-        """A requeued job waits for two minutes; not this one.
+        """A requeued job waits for two minutes; not this one. Returns when it has begun, by this or by itself.
 
         It may not start in the second in which its last run was ended: SLURM would call its credential revoked, and
-        drop it.
+        drop it. Two seconds from now is another second.
         """
-        time.sleep(1.5)
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        deadline = time.monotonic() + _PATIENCE_S
+        try:
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+        except RuntimeError as error:
+            if _BEGUN not in str(error):
+                raise
+        while self.state(job) == "PENDING":
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"job {job} does not start: {self.show(job)}")
+            time.sleep(0.2)
+
+    @contextmanager
+    def queueing_only(self, partition: str) -> Iterator[None]:
+        """Inside, jobs of this partition are queued and none starts."""
+        self.run("scontrol", "update", f"PartitionName={partition}", "State=DOWN")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", f"PartitionName={partition}", "State=UP")
+
+    def minutes_run(self, job: str) -> int:
+        """Whole minutes that a job has been running, which is how SLURM counts its time limit."""
+        hours, minutes, _ = map(int, self.show(job)["RunTime"].split("-")[-1].split(":"))
+        return 60 * hours + minutes
+
+    def show(self, job: str) -> dict[str, str]:
+        """What SLURM knows of a job, ended ones included."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", job)))
 
     def __exit__(self, *_: object) -> None:
         self.run("scancel", "--state=PENDING", "--me", check=False)
         self.run("scancel", "--state=RUNNING", "--me", check=False)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + _PATIENCE_S
         while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
             time.sleep(0.2)
         for name in (*(f"slurmd-{node}.pid" for node in NODES), "slurmctld.pid", "munge.pid"):
@@ -141,7 +174,7 @@ def _end(pid_file: Path) -> None:
     for signum in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.kill(pid, signum)
-            for _ in range(50):
+            for _ in range(300):
                 os.kill(pid, 0)
                 time.sleep(0.1)
         except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What a run's logs say over time. Several runs share panels: a colour for each run, a line style for each figure."""
+"""Curves of a run's logs. Several runs share panels: a colour for each run, a line style for each metric."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def training_curves(runs: Sequence[RunFolder]) -> list[Part]:
 
 def diagnostics_curves(runs: Sequence[RunFolder]) -> list[Part]:
     """The figures of `<tag>-diagnostics.csv`."""
-    looked = [run for run in runs if run.diagnostics]
-    reason = "no diagnostics: logging.diagnose_every is null, or no look has been taken yet"
-    parts = _without(runs, looked, reason)
-    if not looked:
+    diagnosed = [run for run in runs if run.diagnostics]
+    reason = "no diagnostics: logging.diagnose_every is null, or none has been made yet"
+    parts = _without(runs, diagnosed, reason)
+    if not diagnosed:
         return parts
     caption = (
         "Left: the target features' standard deviation over all tokens (solid) and between clips at the same place "
@@ -61,14 +61,14 @@ def diagnostics_curves(runs: Sequence[RunFolder]) -> list[Part]:
         "weights, relative to their size; around 1e-3 is usual."
     )
     panels = [_spread, _ranks, _updates]
-    parts.append(_row(panels, looked, "Spread and rank of the target features, and update ratios", caption))
+    parts.append(_row(panels, diagnosed, "Spread and rank of the target features, and update ratios", caption))
     caption = (
         "Left: the predictions' mean absolute error at the first (solid) and the last (dashed) time index of the clip. "
         "Middle: cosine between the mean features of different clips, of targets (solid) and predictions (dashed); 1 "
-        "means that all clips look alike. Right: gradient norms of the steps that were looked at, after clipping."
+        "means that all clips look alike. Right: gradient norms of the steps that were measured, after clipping."
     )
     panels = [_errors, _cosines, _gradients]
-    parts.append(_row(panels, looked, "Error over time, similarity of clips, gradients", caption))
+    parts.append(_row(panels, diagnosed, "Error over time, similarity of clips, gradients", caption))
     return parts
 
 

@@ -15,11 +15,11 @@ from tools.report.page_parts import Part, Picture
 from tools.report.run_folder import Log, RunFolder
 
 MOST_TICKS = 12
-MOST_COLUMNS = 300  # of a map: later looks are thinned out
+MOST_COLUMNS = 300  # of a map: later ones are thinned out
 
 
 class Kind(NamedTuple):
-    """One kind of column, `<name>/<block>`; `relative`: shown as its change since the first look."""
+    """One kind of column, `<name>/<block>`; `relative`: shown as its change since the first step."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ STATES = (Kind("dt", "Step size dt at zero input", "change, %", True), Kind("A",
 
 
 def block_maps(run: RunFolder) -> list[Part]:
-    """Pictures of a run that has two looks at its diagnostics or more; none otherwise."""
+    """Pictures of a run that has diagnostics of two steps or more; none otherwise."""
     if not run.diagnostics or len(run.diagnostics["step"]) < 2:
         return []
     caption = (
@@ -45,7 +45,7 @@ def block_maps(run: RunFolder) -> list[Part]:
     parts: list[Part] = [_maps(run.diagnostics, GRADIENTS, caption)]
     if any(name.startswith("dt/") for name in run.diagnostics):
         caption = (
-            "Medians over the channels of each Mamba layer, relative to the run's first look. One over the product of "
+            "Medians over the channels of each Mamba layer, relative to the run's first step. One over the product of "
             "the two is for how many tokens a layer's state remembers: where dt or A grows (red) it forgets sooner, "
             "where they shrink (blue) later; white is unchanged."
         )

@@ -31,7 +31,7 @@ class RunFolder:
         name: what tells it from the others on the page.
         color: its own, in every chart.
         log: a row for every step.
-        diagnostics: a row for every look at the run's diagnostics.
+        diagnostics: a row for every step with diagnostics.
         results: what evaluations wrote, by their file.
         environment: a dictionary for every start of the run.
     """

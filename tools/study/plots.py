@@ -117,12 +117,12 @@ def curve(records: Records, words: Sequence[str]) -> Figure:
 def _curve(axis: Axes, seeds: dict[float, dict[str, float]], color: str, trained: bool = True, label: str = "") -> None:
     """One curve: a dot for each seed at each x, a line through the means."""
     seeds = {x: by for x, by in seeds.items() if by}
-    look = {"color": color} if trained else {"color": color, "alpha": 0.5}
+    style = {"color": color} if trained else {"color": color, "alpha": 0.5}
     means = [100 * statistics.mean(by.values()) for by in seeds.values()]
-    axis.plot([*seeds], means, "-" if trained else "--", label=label or None, **look)
+    axis.plot([*seeds], means, "-" if trained else "--", label=label or None, **style)
     for x, by in seeds.items():
         values = [100 * value for value in by.values()]
-        axis.plot([x] * len(values), values, "o", markersize=4.5, markerfacecolor=None if trained else "none", **look)
+        axis.plot([x] * len(values), values, "o", markersize=4.5, markerfacecolor=None if trained else "none", **style)
 
 
 def _colors(curves: dict[str, dict[float, Runs]]) -> list[str]:

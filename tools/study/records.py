@@ -34,7 +34,7 @@ class Runs:
     steps: set[int] = field(default_factory=set)
     pretrained: dict[str, dict[str, float]] = field(default_factory=dict)  # probe -> seed -> accuracy
     random: dict[str, dict[str, float]] = field(default_factory=dict)
-    last: dict[str, list[float]] = field(default_factory=dict)  # figure of a run's diagnostics -> at its last look
+    last: dict[str, list[float]] = field(default_factory=dict)  # metric -> its last value in each run
 
 
 def probes_of(records: Records) -> list[str]:

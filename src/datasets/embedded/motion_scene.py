@@ -238,7 +238,7 @@ def pan(world: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def render_path(rng: np.random.Generator, path: MotionPath, glyph: np.ndarray, scene: SceneConfig) -> np.ndarray:
-    """The uint8 clip (T, H, W, 3) of a path: `rng` gives the look (colours, texture, clutter, noise) only."""
+    """The uint8 clip (T, H, W, 3) of a path: `rng` gives the appearance (colours, texture, clutter, noise) only."""
     frames = scene.frames
     world = draw_world(rng, scene)
     glyph_size, axis = rng.uniform(*scene.glyph), rng.uniform(0, 2 * np.pi)

@@ -61,11 +61,11 @@ def check(out: Path) -> list[str]:
             problems.append(f"{tar.name}: missing")
             continue
         try:
-            entries, faults = scan(str(tar))
+            entries, errors = scan(str(tar))
         except UserError as error:
             problems.append(str(error))
             continue
-        problems.extend(f"{name}: {reason}" for name, _, reason in faults)
+        problems.extend(f"{name}: {reason}" for name, _, reason in errors)
         found = {entry.key: entry for entry in entries}
         with tar.open("rb") as file:
             for row in read_rows(rows_file(out, number)):

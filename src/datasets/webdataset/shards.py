@@ -67,37 +67,37 @@ def scan(path: str) -> tuple[list[Entry], list[tuple[str, str, str]]]:
     Raises UserError where the shard cannot be read at all.
     """
     entries: list[Entry] = []
-    faults: list[tuple[str, str, str]] = []
+    errors: list[tuple[str, str, str]] = []
     try:
         with Path(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = Path(path).stat().st_size
             group: dict[str, tarfile.TarInfo] = {}
             current = None
-            for member in _members(archive, path, faults):
+            for member in _members(archive, path, errors):
                 key, suffix = split_name(member.name)
                 if key != current:
-                    _close(archive, path, current, group, entries, faults)
+                    _close(archive, path, current, group, entries, errors)
                     group, current = {}, key
                 if member.offset_data + member.size > size:
-                    faults.append((f"{path}::{member.name}", "truncated", "the shard ends inside it"))
+                    errors.append((f"{path}::{member.name}", "truncated", "the shard ends inside it"))
                     group = {}
                     break
                 group[suffix] = member
-            _close(archive, path, current, group, entries, faults)
+            _close(archive, path, current, group, entries, errors)
     except tarfile.TarError as error:
         raise UserError(f"shard {path} is not an uncompressed tar file: {error}") from None
     except OSError as error:
         raise UserError(f"shard {path} cannot be read: {error.strerror or error}") from None
-    return entries, faults
+    return entries, errors
 
 
-def _members(archive: tarfile.TarFile, path: str, faults: list[tuple[str, str, str]]) -> Iterator[tarfile.TarInfo]:
+def _members(archive: tarfile.TarFile, path: str, errors: list[tuple[str, str, str]]) -> Iterator[tarfile.TarInfo]:
     """Regular files, up to where the archive breaks off."""
     while True:
         try:
             member = archive.next()
         except tarfile.TarError as error:
-            faults.append((path, "truncated", f"the shard breaks off: {error}"))
+            errors.append((path, "truncated", f"the shard breaks off: {error}"))
             return
         if member is None:
             return
@@ -111,7 +111,7 @@ def _close(
     key: str | None,
     group: dict[str, tarfile.TarInfo],
     entries: list[Entry],
-    faults: list[tuple[str, str, str]],
+    errors: list[tuple[str, str, str]],
 ) -> None:
     """End of the files that share a key: an entry, or a fault."""
     if key is None or not group:
@@ -119,14 +119,14 @@ def _close(
     name = f"{path}::{key}"
     video = next((group[s] for s in VIDEO_SUFFIXES if s in group), None)
     if video is None:
-        faults.append((name, "no_video", f"has {', '.join(sorted(group))} but no video"))
+        errors.append((name, "no_video", f"has {', '.join(sorted(group))} but no video"))
         return
     if "cls" not in group:
-        faults.append((name, "no_label", "has no .cls file"))
+        errors.append((name, "no_label", "has no .cls file"))
         return
     label = archive.extractfile(group["cls"])
     text = label.read(32) if label is not None else b""
     if not text.strip().lstrip(b"-").isdigit():
-        faults.append((name, "no_label", f"its .cls holds {text[:20]!r}, not a number"))
+        errors.append((name, "no_label", f"its .cls holds {text[:20]!r}, not a number"))
         return
     entries.append(Entry(key, video.offset_data, video.size, int(text)))

@@ -26,7 +26,7 @@ class WebVideoDataset:
         reader: how the clips of a video are read.
 
     Attributes:
-        faults: members that are not samples, as (name, kind, reason).
+        errors: members that are not samples, as (name, kind, reason).
 
     Raises:
         UserError: a shard cannot be read, or a data set has no sample.
@@ -38,7 +38,7 @@ class WebVideoDataset:
         reader: ClipReader,
     ) -> None:
         self._shards = [shard for group in shards for shard in group]
-        self.faults: list[tuple[str, str, str]] = []
+        self.errors: list[tuple[str, str, str]] = []
         self.sizes: list[int] = []
         keys: list[str] = []
         rows: list[tuple[int, int, int, int]] = []
@@ -46,8 +46,8 @@ class WebVideoDataset:
         for group in shards:
             before = len(rows)
             for shard in group:
-                entries, faults = scan(shard)
-                self.faults.extend(faults)
+                entries, errors = scan(shard)
+                self.errors.extend(errors)
                 keys.extend(entry.key for entry in entries)
                 rows.extend((number, entry.offset, entry.size, entry.label) for entry in entries)
                 number += 1

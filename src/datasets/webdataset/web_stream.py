@@ -80,28 +80,28 @@ class WebVideoStream(IterableDataset):
     def _train(self, worker: int) -> Iterator[Fetched]:
         # The loader asks worker 0 first, for start_step; whose shards those are does not depend on start_step.
         worker = (worker + self.start_step) % self._num_workers
-        faults: list[Skipped] = []
-        samples = self._samples(worker, faults)
+        errors: list[Skipped] = []
+        samples = self._samples(worker, errors)
         for step in range(worker, self.total_steps, self._num_workers):
             raw = list(islice(samples, self._batch_size))
             if step >= self.start_step or not raw:
-                yield self._decode(raw, step, faults)
+                yield self._decode(raw, step, errors)
             if not raw:
                 return
 
     def _evaluate(self, worker: int) -> Iterator[Fetched]:
-        faults: list[Skipped] = []
+        errors: list[Skipped] = []
         raw: list[dict[str, Any]] = []
         step = worker
-        for sample in self._read(self._urls[self._rank * self._num_workers + worker :: self._readers], faults):
+        for sample in self._read(self._urls[self._rank * self._num_workers + worker :: self._readers], errors):
             raw.append(sample)
             if len(raw) == self._batch_size:
-                yield self._decode(raw, step, faults)
+                yield self._decode(raw, step, errors)
                 raw, step = [], step + self._num_workers
-        if raw or faults:
-            yield self._decode(raw, step, faults)
+        if raw or errors:
+            yield self._decode(raw, step, errors)
 
-    def _samples(self, worker: int, faults: list[Skipped]) -> Iterator[dict[str, Any]]:
+    def _samples(self, worker: int, errors: list[Skipped]) -> Iterator[dict[str, Any]]:
         """A reader's samples, pass after pass, shuffled in a buffer; ends when a whole pass gives none."""
         reader = self._rank * self._num_workers + worker
         number = 0
@@ -110,7 +110,7 @@ class WebVideoStream(IterableDataset):
             rng = np.random.default_rng(hash_seed(self._seed, 5, reader, number))
             buffer: list[dict[str, Any]] = []
             count = 0
-            for sample in self._read([self._urls[i] for i in order[reader :: self._readers]], faults):
+            for sample in self._read([self._urls[i] for i in order[reader :: self._readers]], errors):
                 count += 1
                 buffer.append(sample)
                 if len(buffer) > _SHUFFLE:
@@ -121,19 +121,19 @@ class WebVideoStream(IterableDataset):
                 return
             number += 1
 
-    def _read(self, urls: Sequence[str], faults: list[Skipped]) -> Iterator[dict[str, Any]]:
+    def _read(self, urls: Sequence[str], errors: list[Skipped]) -> Iterator[dict[str, Any]]:
         """Undecoded samples with a video and a label. A shard that fails is a fault, and the next one follows."""
         for url in urls:
             found = 0
-            for sample in _open_shard(url, faults):
+            for sample in _open_shard(url, errors):
                 found += 1
                 yield sample
-            if found == 0 and not (faults and faults[-1].path == url):
-                faults.append(Skipped(url, "empty", "no samples"))
+            if found == 0 and not (errors and errors[-1].path == url):
+                errors.append(Skipped(url, "empty", "no samples"))
 
-    def _decode(self, raw: list[dict[str, Any]], step: int, faults: list[Skipped]) -> Fetched:
-        skipped, attempts = list(faults), len(raw) + len(faults)
-        faults.clear()
+    def _decode(self, raw: list[dict[str, Any]], step: int, errors: list[Skipped]) -> Fetched:
+        skipped, attempts = list(errors), len(raw) + len(errors)
+        errors.clear()
         found: list[tuple[str, Sample] | None] = []
         worker = get_worker_info()
         for place, sample in enumerate(raw):
@@ -168,14 +168,14 @@ def _take(buffer: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, A
     return buffer.pop()
 
 
-def _open_shard(url: str, faults: list[Skipped]) -> Iterator[dict[str, Any]]:
+def _open_shard(url: str, errors: list[Skipped]) -> Iterator[dict[str, Any]]:
     from webdataset.gopen import gopen_schemes
     from webdataset.tariterators import tarfile_samples
 
     gopen_schemes.setdefault("s3", _open_s3)
 
     def note(error: Exception) -> bool:
-        faults.append(Skipped(url, "unreadable", " ".join(str(error).split())[:200]))
+        errors.append(Skipped(url, "unreadable", " ".join(str(error).split())[:200]))
         return False
 
     yield from tarfile_samples([{"url": url}], handler=note)

@@ -93,7 +93,7 @@ def test_a_study_from_sweep_to_csv(sweep, tmp_path):
         assert float(row["target/effective_rank_centered"]) > 1 and float(row["loss"]) > 0
         assert (row["model"], float(row["chance"])) == ("vit_tiny", 1.0)  # of one video
     with out.with_name("out-diagnostics.csv").open() as file:
-        diagnostics_rows = [(look["row"], look["step"]) for look in csv.DictReader(file)]
+        diagnostics_rows = [(line["row"], line["step"]) for line in csv.DictReader(file)]
     assert diagnostics_rows[:2] == [("fine", "0"), ("fine", "1")]  # diagnose_every 1, two steps
     assert rows["wild", "none"]["linear"] == ""
 
@@ -119,7 +119,7 @@ def test_what_another_machine_made_stays(sweep, tmp_path):
     assert (fine["attentive"], random["attentive"], there["attentive"], there["linear"]) == ("", "", "x", "")
     assert 0 <= float(fine["linear"]) <= 1
     with diagnostics.open() as file:
-        assert [(look["row"], look["step"]) for look in csv.DictReader(file)][-2:] == [("fine", "1"), ("there", "x")]
+        assert [(line["row"], line["step"]) for line in csv.DictReader(file)][-2:] == [("fine", "1"), ("there", "x")]
 
 
 def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_for_all_runs(sweep, tmp_path):
