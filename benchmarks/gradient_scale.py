@@ -2,7 +2,7 @@
 
     python -m benchmarks.gradient_scale [--seeds 0 1 2] [--fresh | --replot]
 
-The models of configs/pretrain/vm_tiny.yaml (8 frames of 64 px, 64 tokens) and of the same recipe with a ViT, with V-JEPA's
+The models of configs/pretrain/vm_tiny.yaml and vit_tiny.yaml (8 frames of 64 px, 64 tokens), with V-JEPA's
 layer-normalised targets, on a batch of the embedded data: the first training step's gradient, before any update. Adam
 divides a gradient by its own size plus eps, so what is far below eps hardly moves a weight. Writes a row for each layer
 to docs/results/gradient_scale.csv, goes on where an earlier run stopped, and draws them beside it.

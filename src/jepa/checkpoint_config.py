@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from src.jepa.renamed import with_present_names
-from src.utils.errors import UserError
+from src.models.spec import encoder_spec, predictor_spec
+from src.utils.errors import UserError, one_line
 
 # What keys that came later mean where a checkpoint has none of them: what the code did before.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"clip_duration": None},
     "loss": {"target_norm": "layer", "clip_mean_weight": 0.0},
-    "meta": {"use_sdpa": True},
+    "meta": {"seed": 0, "use_sdpa": True},
     "model": {"init": "default"},
     "study": {"linear_std": None, "zero_dt_bias": False},
 }
-_REQUIRED = ("data", "mask", "meta", "model")
 
 
 def checkpoint_config(state: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
@@ -32,8 +32,10 @@ def checkpoint_config(state: Mapping[str, Any], path: Path) -> dict[str, Any] | 
     config = state.get("config")
     if not config:
         return None
-    sections = isinstance(config, Mapping) and all(isinstance(config.get(key), (Mapping, list)) for key in _REQUIRED)
-    if not sections:
-        raise UserError(f"{path}: its config is not a pretraining config: it should have {', '.join(_REQUIRED)}")
-    config = with_present_names(config)
-    return config | {name: defaults | config.get(name, {}) for name, defaults in _DEFAULTS.items()}
+    try:
+        config = with_present_names(config)
+        config |= {name: defaults | config.get(name, {}) for name, defaults in _DEFAULTS.items()}
+        encoder_spec(config), predictor_spec(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: its config is not a pretraining config of this version: {one_line(error)}") from None
+    return config
