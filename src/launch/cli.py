@@ -53,7 +53,8 @@ class Parser(argparse.ArgumentParser):
         swallowed = [word for word in getattr(args, "devices", None) or [] if "=" in word]
         if swallowed:
             args.devices = [word for word in args.devices if "=" not in word]
-        args.overrides = swallowed + rest
+        words = sys.argv[1:] if argv is None else argv
+        args.overrides = sorted(swallowed + rest, key=words.index)  # as typed: of two for one key the later counts
         return args
 
 

@@ -76,7 +76,8 @@ class Predictor(nn.Module):
         if token_order not in ("raster", "concat"):
             raise UserError(f"token order '{token_order}' is not known: choose raster or concat")
         self.token_order = token_order
-        self.predictor_blocks, self.predictor_norm = TRUNKS[trunk](predictor_embed_dim, depth, **trunk_options)
+        # Drawn first and registered in V-JEPA's place: a seed's weights, and an optimizer's state, go by these orders.
+        blocks, norm = TRUNKS[trunk](predictor_embed_dim, depth, **trunk_options)
         grid = token_grid(num_frames, img_size, patch_size, tubelet_size)
         self.predictor_pos_embed = nn.Parameter(
             sincos_pos_embed_3d(predictor_embed_dim, grid, uniform_power), requires_grad=False
@@ -88,6 +89,7 @@ class Predictor(nn.Module):
         if not zero_init_mask_tokens:
             for token in self.mask_tokens:
                 nn.init.trunc_normal_(token, std=0.02)
+        self.predictor_blocks, self.predictor_norm = blocks, norm
         self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
         self.projector = make_projector(projector, embed_dim)
         if trunk == "attention":  # as V-JEPA does

@@ -1,126 +1,62 @@
-"""Targets: as V-JEPA's, or standardised over the batch so that they say how a clip differs from others."""
+"""Targets, losses and the EMA update, by hand."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from src.jepa.objective import make_targets
+from src.jepa.objective import ema_update, jepa_losses, make_targets
 from src.jepa.target_norm import normalize_targets
-from src.masks.utils import apply_masks
 
 B, N, D = 16, 12, 6
 
 
-@pytest.fixture
-def features():
-    """(B, N, D): where a token is, loudly; what its clip is, faintly; and noise of its own."""
-    generator = torch.Generator().manual_seed(0)
-    place = 5 * torch.randn(1, N, D, generator=generator)
-    clip = 0.2 * torch.randn(B, 1, D, generator=generator)
-    return place + clip + torch.randn(B, N, D, generator=generator), clip
-
-
-@pytest.fixture
-def masks():
-    return [torch.arange(4, 12).expand(B, -1), torch.tensor([[0, 3, 7]]).expand(B, -1)]
-
-
-def test_layer_norm_is_v_jepas(features, masks):
-    h, _ = features
-    expected = apply_masks(F.layer_norm(h, (D,)), masks, concat=False)
-    for target, want in zip(normalize_targets(h, masks), expected):
-        torch.testing.assert_close(target, want)
-    encoder = torch.nn.Linear(D, D)
-    for target, want in zip(make_targets(encoder, h, masks), normalize_targets(encoder(h), masks)):
+@pytest.mark.parametrize("how", [("layer", 0.0), ("batch_standardize", 0.5)])
+def test_targets_are_the_normalised_features_of_all_tokens_without_gradients(how):
+    torch.manual_seed(0)
+    clips, encoder = torch.randn(B, N, D), torch.nn.Linear(D, D)
+    masks = [torch.arange(4, 12).expand(B, -1), torch.tensor([[0, 3, 7]]).expand(B, -1)]
+    found = make_targets(encoder, clips, masks, *how)
+    assert [tuple(target.shape) for target in found] == [(B, 8, D), (B, 3, D)]
+    for target, want in zip(found, normalize_targets(encoder(clips), masks, *how)):
         torch.testing.assert_close(target, want)
         assert not target.requires_grad
 
 
-def test_batch_norm_leaves_nothing_of_the_place(features, masks):
-    h, _ = features
-    for target in normalize_targets(h, masks, "batch_standardize"):
-        assert target.mean(dim=0).abs().max() < 1e-5
-    whole = normalize_targets(h, [torch.arange(N).expand(B, -1)], "batch_standardize")[0]
-    torch.testing.assert_close(whole.square().mean(dim=(0, 1)), torch.ones(D), atol=1e-4, rtol=0)
-    # Places, sizes and offsets of features do not matter, only how clips differ.
-    again = normalize_targets(3 * h + torch.randn(1, N, D), masks, "batch_standardize")
-    for target, want in zip(again, normalize_targets(h, masks, "batch_standardize")):
-        torch.testing.assert_close(target, want, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("loss_exp", [1.0, 2.0])
+def test_the_loss_is_the_mean_over_masks_of_the_mean_over_tokens(loss_exp):
+    torch.manual_seed(0)
+    predictions, targets = ([torch.randn(2, count, 3) for count in (4, 7)] for _ in range(2))
+    by_hand = [
+        sum(abs(z - h) ** loss_exp for z, h in zip(zs.flatten().tolist(), hs.flatten().tolist())) / zs.numel()
+        for zs, hs in zip(predictions, targets)
+    ]
+    found = jepa_losses(predictions, targets, loss_exp)
+    assert found.loss is found.jepa
+    assert found.jepa.item() == pytest.approx(sum(by_hand) / 2 / loss_exp, rel=1e-5)
 
 
-def test_pooling_brings_out_what_tokens_have_in_common(features, masks):
-    h, clip = features
-
-    def share(pooled):  # of the clip's own part, in the targets of the first mask
-        target = normalize_targets(h, masks, "batch_standardize", pooled)[0].mean(dim=1)
-        return torch.corrcoef(torch.stack([target.flatten(), (clip[:, 0] - clip.mean(dim=0)).flatten()]))[0, 1].item()
-
-    tokens = normalize_targets(h, masks, "batch_standardize")[0]
-    alike = [normalize_targets(h, masks, "batch_standardize", pooled)[0] for pooled in (0.0, 0.5, 1.0)]
-    within = [target.var(dim=1).mean().item() for target in alike]
-    torch.testing.assert_close(alike[0], tokens)
-    assert within[0] > 3 * within[1] > 0 and within[2] < 1e-9  # the tokens of one clip: their own, less so, the same
-    assert alike[2].std() == pytest.approx(1, abs=0.05)
-    assert share(1.0) > 0.4
+@pytest.mark.parametrize("shrink", [False, True])
+def test_the_hinge_pushes_the_variance_of_a_clip_s_predictions_up(shrink):
+    torch.manual_seed(0)
+    z = (0.3 * torch.randn(2, 5, 3)).requires_grad_()
+    losses = jepa_losses([z], [torch.zeros(2, 5, 3)], reg_coeff=0.5, shrink=shrink)
+    std = (z.var(dim=1) + 1e-4).sqrt()
+    torch.testing.assert_close(losses.reg, std.mean() if shrink else (1 - std).clamp(min=0).mean())
+    torch.testing.assert_close(losses.loss, losses.jepa + 0.5 * losses.reg)
+    (gradient,) = torch.autograd.grad(losses.reg, z)
+    spread = (z - gradient).var(dim=1)  # after a step down the loss
+    assert (spread < z.var(dim=1)).all() if shrink else (spread > z.var(dim=1)).all()
 
 
-def test_a_target_carries_its_place_unless_standardised(features, masks):
-    """What lets features collapse onto the position: most of a layer-normalised target is known without any clip."""
-    h, _ = features
-
-    def known(targets):  # share of the variance that the mean over clips explains
-        return (targets.mean(dim=0).var() / targets.var()).item()
-
-    assert known(normalize_targets(h, masks)[0]) > 0.8
-    assert known(normalize_targets(h, masks, "batch_standardize")[0]) < 1e-6
-
-
-def test_whitening_leaves_room_for_what_is_said_more_quietly(masks):
-    """One thing said loudly in every dimension, another faintly: whitened they weigh about the same."""
-    generator = torch.Generator().manual_seed(0)
-    clips, width = 64, 16
-    loud, quiet = torch.randn(2, clips, generator=generator)
-    loud = loud - loud.mean()
-    quiet = quiet - quiet.mean()
-    quiet = quiet - loud * (quiet @ loud) / (loud @ loud)
-    across, aside = torch.linalg.qr(torch.randn(width, 2, generator=generator))[0].T
-    h = 3 * loud[:, None, None] * across + 0.3 * quiet[:, None, None] * aside
-    h = h.expand(clips, N, width) + 0.05 * torch.randn(clips, N, width, generator=generator)
-    whole = [torch.arange(N).expand(clips, -1)]
-
-    def of_both(norm):  # how much of the targets' variance each of the two explains
-        target = normalize_targets(h, whole, norm)[0].mean(dim=1)
-        parts = [(said @ target).square().sum() / (said @ said) for said in (loud, quiet)]
-        return [(part / target.square().sum()).item() for part in parts]
-
-    batch, whiten = of_both("batch_standardize"), of_both("zca_whiten")
-    assert batch[0] > 0.9 and batch[1] < 0.1
-    assert whiten[1] > 0.3 * whiten[0] > 0
-
-
-def test_whitened_targets_are_standardised_and_decorrelated(features, masks):
-    h, _ = features
-    whole = normalize_targets(h, [torch.arange(N).expand(B, -1)], "zca_whiten")[0].flatten(0, 1)
-    covariance = whole.T @ whole / len(whole)
-    torch.testing.assert_close(covariance, torch.eye(D), atol=0.1, rtol=0)  # not exactly: a tenth is shrunk away
-    torch.testing.assert_close(covariance.diagonal(), torch.ones(D), atol=1e-4, rtol=0)
-    # Measured by another batch, here itself, as the futures that a model chooses from are.
-    for target, want in zip(
-        normalize_targets(h, masks, "zca_whiten", like_BND=h), normalize_targets(h, masks, "zca_whiten")
-    ):
-        torch.testing.assert_close(target, want, atol=1e-4, rtol=0)
-
-
-def test_whitening_works_in_float32_under_autocast(features, masks):
-    h, _ = features
-    want = normalize_targets(h, masks, "zca_whiten")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for target, expected in zip(normalize_targets(h, masks, "zca_whiten"), want):
-            torch.testing.assert_close(target, expected)
-
-
-def test_whitened_targets_of_broken_features_are_broken_too(features, masks):
-    """So that the loss is not finite, and the run ends with the message that says so."""
-    h, _ = features
-    h[3, 2, 1] = torch.nan
-    assert not any(torch.isfinite(target).all() for target in normalize_targets(h, masks, "zca_whiten"))
+def test_ema_equals_its_closed_form():
+    torch.manual_seed(0)
+    online = [[torch.randn(5, 3), torch.randn(7)] for _ in range(4)]
+    target = [torch.randn(5, 3), torch.randn(7)]
+    start, momenta = [t.clone() for t in target], [0.9, 0.99, 0.5, 0.999]
+    for parameters, m in zip(online, momenta):
+        ema_update(target, parameters, m)
+    for i, t in enumerate(target):
+        weight = torch.tensor(momenta).prod()
+        closed = weight * start[i]
+        for k, m in enumerate(momenta):
+            closed = closed + (1 - m) * torch.tensor(momenta[k + 1 :]).prod() * online[k][i]
+        torch.testing.assert_close(t, closed)

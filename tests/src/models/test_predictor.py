@@ -105,6 +105,14 @@ def test_a_projector_projects_the_context(kind):
     assert make_projector("mlp", 12)(tokens).shape == tokens.shape
 
 
+@pytest.mark.parametrize("kind", ["vit", "mamba", "hybrid"])
+def test_parameters_are_in_v_jepas_order(kind):
+    """The state of an optimizer knows parameters by their number: in another order, no run could go on."""
+    first = [name.split(".")[0] for name, _ in predictor(kind, projector="linear").named_parameters()]
+    want = ["predictor_pos_embed", "predictor_embed", "mask_tokens", "predictor_blocks", "predictor_norm"]
+    assert list(dict.fromkeys(first)) == [*want, "predictor_proj", "projector"]
+
+
 def test_what_is_refused():
     with pytest.raises(UserError, match=r"projector 'conv' .* linear or mlp"):
         predictor("vit", projector="conv")
