@@ -112,7 +112,7 @@ def row_of(name: str, frames: int, budget: float) -> dict[str, object]:
 
 def markdown(rows: list[dict]) -> str:
     """The table as docs/results.md shows it."""
-    lines = ["| name | width x depth, heads | parameters | GFLOPs (of them scan) | forward, s | peak memory, MiB |"]
+    lines = ["| name | width x depth, heads | parameters | GFLOPs (scan) | forward, s | peak memory, MiB |"]
     lines.append("|---|---|---|---|---|---|")
     for row in sorted(rows, key=lambda row: list(BACKBONES).index(row["model"])):
         size = f"{row['width']} x {row['depth']}" + (f", {row['heads']}" if row["heads"] else "")
