@@ -7,6 +7,7 @@ passed in.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
@@ -128,7 +130,13 @@ def normalize(
     std: Sequence[float] = IMAGENET_STD,
 ) -> torch.Tensor:
     """uint8 clips (B, C, T, H, W) or (C, T, H, W) -> normalised ones of `dtype`, contiguous, on the clips' device."""
-    shape = (-1, 1, 1, 1)
-    scale = 1.0 / (255.0 * torch.tensor(std, device=clips.device).view(shape))
-    offset = -torch.tensor(mean, device=clips.device).view(shape) / torch.tensor(std, device=clips.device).view(shape)
+    offset, scale = _constants(tuple(mean), tuple(std), clips.device)
     return torch.addcmul(offset, clips.contiguous().float(), scale).to(dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Offset and scale (C, 1, 1, 1) of `normalize`. Made once: to make them on a GPU waits for it."""
+    with torch.inference_mode(False):  # kept, and perhaps used where gradients are wanted
+        std_C, mean_C = torch.tensor(std).view(-1, 1, 1, 1), torch.tensor(mean).view(-1, 1, 1, 1)
+        return (-mean_C / std_C).to(device), (1.0 / (255.0 * std_C)).to(device)

@@ -67,6 +67,27 @@ def zca_whiten(x_BND: torch.Tensor, like_BND: torch.Tensor | None = None) -> tor
         # Where features are not finite the targets are not either, and the loss says so; eigh would raise first.
         covariance = (flat.T @ flat / len(flat)).nan_to_num(0.0, 0.0, 0.0)
         identity = torch.eye(len(covariance), device=covariance.device)
-        values, vectors = torch.linalg.eigh(torch.lerp(covariance, identity, SHRINKAGE))
-        inverse_root = vectors * values.rsqrt() @ vectors.T
+        shrunk = torch.lerp(covariance, identity, SHRINKAGE)
+        inverse_root = newton_schulz_inverse_root(shrunk) if shrunk.is_cuda else inverse_root_by_eigh(shrunk)
         return batch_standardize(x_BND @ inverse_root, like_BND @ inverse_root)
+
+
+def inverse_root_by_eigh(matrix_DD: torch.Tensor) -> torch.Tensor:
+    """The symmetric inverse square root of a positive definite matrix (D, D), from its eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix_DD)
+    return vectors * values.rsqrt() @ vectors.T
+
+
+def newton_schulz_inverse_root(matrix_DD: torch.Tensor, steps: int = 18) -> torch.Tensor:
+    """The same by the coupled Newton-Schulz iteration (Higham 2008, equation 6.35): matrix products alone.
+
+    On a GPU eigh waits for the device and takes several times as long. 18 steps bring it within 1e-4 of eigh, relative
+    to the norm, at the worst condition that SHRINKAGE allows.
+    """
+    norm = matrix_DD.norm()
+    identity = torch.eye(len(matrix_DD), device=matrix_DD.device, dtype=matrix_DD.dtype)
+    root, inverse = matrix_DD / norm, identity
+    for _ in range(steps):
+        correction = 1.5 * identity - 0.5 * inverse @ root
+        root, inverse = root @ correction, correction @ inverse
+    return inverse * norm.rsqrt()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.jepa.target_norm import normalize_targets
+from src.jepa.target_norm import SHRINKAGE, inverse_root_by_eigh, newton_schulz_inverse_root, normalize_targets
 from src.masks.utils import apply_masks
 
 B, N, D = 16, 12, 6
@@ -119,3 +119,18 @@ def test_whitened_targets_of_broken_features_are_broken_too(features, masks):
     h, _ = features
     h[3, 2, 1] = torch.nan
     assert not any(torch.isfinite(target).all() for target in normalize_targets(h, masks, "zca_whiten"))
+
+
+@pytest.mark.parametrize("width", [6, 192, 384])
+@pytest.mark.parametrize("rank", [1, 3, None])
+def test_newton_schulz_is_the_inverse_root(width, rank):
+    """Of covariances as whitening has them: ones on the diagonal, shrunk towards the identity; rank 1 is the worst."""
+    torch.manual_seed(0)
+    samples = torch.randn(4 * width, rank or width) @ torch.randn(rank or width, width)
+    covariance = torch.corrcoef(samples.T) if rank != 1 else torch.ones(width, width)
+    shrunk = torch.lerp(covariance, torch.eye(width), SHRINKAGE)
+    exact = inverse_root_by_eigh(shrunk.double())
+    found = newton_schulz_inverse_root(shrunk).double()
+    assert (found - exact).norm() / exact.norm() < 1e-4
+    identity = torch.eye(width, dtype=torch.float64)
+    torch.testing.assert_close(exact @ shrunk.double() @ exact, identity, atol=1e-6, rtol=0)
