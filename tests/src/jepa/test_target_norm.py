@@ -133,4 +133,4 @@ def test_newton_schulz_is_the_inverse_root(width, rank):
     found = newton_schulz_inverse_root(shrunk).double()
     assert (found - exact).norm() / exact.norm() < 1e-4
     identity = torch.eye(width, dtype=torch.float64)
-    torch.testing.assert_close(exact @ shrunk.double() @ exact, identity, atol=1e-6, rtol=0)
+    torch.testing.assert_close(exact @ shrunk.double() @ exact, identity, atol=1e-5, rtol=0)
