@@ -20,9 +20,9 @@ from src.ops.compiled import (
     empty_like_layout,
     has_library,
     need_library,
-    plain,
-    pointer,
-    readable,
+    as_float32,
+    data_ptr,
+    to_kernel_dtype,
     threads_for,
 )
 
@@ -53,11 +53,11 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse
     out = empty_like_layout(x)
     if x.numel() == 0:
         return out
-    source, w, b = readable(x), plain(weight), plain(bias)
+    source, w, b = to_kernel_dtype(x), as_float32(weight), as_float32(bias)
     target = out if out.dtype == source.dtype else torch.empty_like(out, dtype=source.dtype)
     header = _header(x, weight.shape[1], silu, reverse)
     work = _workspace(header)
-    floats = [pointer(w), pointer(b), pointer(work), work.shape[1]]
+    floats = [data_ptr(w), data_ptr(b), data_ptr(work), work.shape[1]]
     call("conv_forward", [*header, *array(source), *array(target), *[0] * 10, *floats, 0, 0, 0])
     return out if target is out else out.copy_(target)
 
@@ -66,7 +66,7 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels, width = weight.shape
-    source, g, w, b = readable(x), readable(grad), plain(weight), plain(bias)
+    source, g, w, b = to_kernel_dtype(x), to_kernel_dtype(grad), as_float32(weight), as_float32(bias)
     dx = empty_like_layout(source)
     dweight = torch.zeros(channels, width, dtype=torch.float32)
     dbias = torch.zeros(channels if bias is not None else 0, dtype=torch.float32)
@@ -74,9 +74,9 @@ def _backward(
         header = _header(x, width, silu, reverse)
         work = _workspace(header)
         partial = torch.empty(x.shape[0], channels, width + 1, dtype=torch.float32)
-        floats = [pointer(w), pointer(b), pointer(work), work.shape[1], pointer(partial), pointer(dweight)]
+        floats = [data_ptr(w), data_ptr(b), data_ptr(work), work.shape[1], data_ptr(partial), data_ptr(dweight)]
         arrays = [*array(source), *[0] * 5, *array(g), *array(dx)]
-        call("conv_backward", [*header, *arrays, *floats, pointer(dbias) if bias is not None else 0])
+        call("conv_backward", [*header, *arrays, *floats, data_ptr(dbias) if bias is not None else 0])
     return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype) if bias is not None else dbias
 
 

@@ -9,7 +9,7 @@ import torch
 import src.ops.selective_scan as scan
 from src.ops import causal_conv1d, compiled
 from src.ops.selective_scan.check import NAMES, Case, make_inputs
-from src.ops.selective_scan.operator import register
+from src.ops.selective_scan.operator import Backend, register
 
 needs_kernels = pytest.mark.skipif(compiled.find_library() is None, reason=compiled.MISSING)
 HAS_MAMBA = False
@@ -151,7 +151,7 @@ def test_u_must_have_three_axes():
 
 def test_a_backend_is_registered_once():
     with pytest.raises(RuntimeError):
-        register("scan", ["cpu"], print, print, print, 1)
+        register("scan", ["cpu"], 1, Backend(print, print, print, kept=1))
 
 
 def test_memory_can_be_kept_where_there_is_glibc():
