@@ -90,8 +90,8 @@ def _kernel_inputs(x: ScanInputs) -> ScanInputs:
     return x.like([*(t for side in sides for t in side), z])
 
 
-def _strides(*tensors: Tensor | None) -> list[int]:
-    return [s for x in tensors for s in (x.stride() if x is not None else (0, 0, 0))]
+def _strides(*tensors: Tensor) -> list[int]:
+    return [s for x in tensors for s in x.stride()]
 
 
 class _Launch:
@@ -102,6 +102,7 @@ class _Launch:
         self.plan, self.chunks = _chunks(x)
         self.count = len(x.sides)
         self.first, self.second = x.sides[0], x.sides[-1]
+        self.z = x.z if x.z is not None else x.u
         self.blocks = triton.cdiv(self.channels, self.plan.channels)
         self.reverse = int(x.reverse)
         self.meta: dict[str, Any] = {
@@ -112,9 +113,10 @@ class _Launch:
         if self.plan.registers:
             self.meta["maxnreg"] = self.plan.registers
 
-    def both(self, *names: str) -> list[Tensor | None]:
-        """Each named tensor of the first direction and of the second."""
-        return [getattr(side, name) for name in names for side in (self.first, self.second)]
+    def both(self, *names: str) -> list[Tensor]:
+        """Each named tensor of the first direction and of the second; A where there is none, which is not read."""
+        found = [getattr(side, name) for name in names for side in (self.first, self.second)]
+        return [x if x is not None else self.first.A for x in found]
 
     def sizes(self, *rest: int) -> list[int]:
         """E, L, N, T, B, chunks and what follows."""
@@ -126,7 +128,7 @@ class _Launch:
         grid = (self.count * self.batch, self.states * triton.cdiv(self.channels, lanes))
         a = self.first.A
         carry_kernel[grid](
-            state, totals, *self.both("A"), None, None, self.channels, self.states, self.batch, self.chunks, *a.stride(),
+            state, totals, *self.both("A"), totals, totals, self.channels, self.states, self.batch, self.chunks, *a.stride(),
             REVERSE=backwards, HAS_INIT=False, HAS_LAST=False, BE=lanes, num_warps=lanes // 32,
         )  # fmt: skip
 
@@ -161,8 +163,8 @@ def _forward(x: ScanInputs, keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
             )  # fmt: skip
             go.carry(state, totals, False)
         output_kernel[(go.blocks * go.chunks * go.batch,)](
-            *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), given.z, state, out, before,
-            *go.sizes(go.blocks, go.reverse), *_strides(u, delta, A, B, C, given.z, out),
+            *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, state, out, before,
+            *go.sizes(go.blocks, go.reverse), *_strides(u, delta, A, B, C, go.z, out),
             SIDES=go.count, HAS_STATE=go.chunks > 1, KEEP=keep,
             **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
         )  # fmt: skip
@@ -178,18 +180,19 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
     du, ddelta = ([empty_like_layout(t) for t in go.both(name)[: go.count]] for name in ("u", "delta"))
     dB, dC = ([t.new_empty(go.batch, go.length, go.states) for t in go.both(name)[: go.count]] for name in "BC")
     dz = empty_like_layout(x.z) if x.z is not None else None
+    y, gate = (before, dz) if dz is not None else (du[0], du[0])  # not touched without z
     rows = go.count, go.batch * go.chunks
     matrix = torch.empty(*rows, go.channels, go.states, **floats)
     vectors = torch.empty(*rows, 2, go.channels, **floats)
     if u.numel():
         with torch.cuda.device_of(u):
-            dstate = None
+            dstate = state
             if go.chunks > 1:
                 dstate = torch.empty_like(state)
                 totals = torch.empty(go.count, go.batch, go.chunks, go.channels, **floats)
                 start_gradient_kernel[(go.blocks * (go.chunks - 1) * go.batch, go.count)](
-                    grad, *go.both("delta", "A", "C", "delta_bias"), given.z, dstate, totals,
-                    *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(grad, delta, A, C, given.z),
+                    grad, *go.both("delta", "A", "C", "delta_bias"), go.z, dstate, totals,
+                    *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(grad, delta, A, C, go.z),
                     **_options(given, "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
                 )  # fmt: skip
                 go.carry(dstate, totals, True)
@@ -199,10 +202,10 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
             parts = torch.empty(go.count, go.batch, go.length, go.blocks, 2, go.states, **floats)
             meta = {k: v for k, v in go.meta.items() if k != "maxnreg"}
             gradient_kernel[(programs,)](
-                grad, *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), given.z, before, state, dstate, scratch,
-                du[0], du[-1], ddelta[0], ddelta[-1], dz, matrix, vectors, parts,
+                grad, *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, y, state, dstate, scratch,
+                du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
                 *go.sizes(go.blocks, items, go.reverse), 1.0,
-                *_strides(grad, u, delta, A, B, C, given.z, before if x.z is not None else None, du[0], ddelta[0], dz),
+                *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
                 HAS_STATE=go.chunks > 1, EXACT=u.dtype == torch.float32,
                 **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **meta,
             )  # fmt: skip

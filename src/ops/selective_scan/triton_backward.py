@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from src.ops.selective_scan.triton_common import _LOG2E, column, kernel, place, select, sigmoid, softplus, span, tile
+from src.ops.selective_scan.triton_common import _LOG2E, column, kernel, matrix, place, select, sigmoid, softplus, span, tile
 
 _LN2 = tl.constexpr(0.6931471805599453)
 
@@ -55,7 +55,7 @@ def start_gradient_kernel(
     e, n, r = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, 2)
     in_e, in_n = e < E, n < N
     both = in_e[:, None] & in_n[None, :]
-    A = tl.load(select(side, A_ptr, A1_ptr) + e[:, None] * A_e + n[None, :] * A_n, mask=both, other=0.0)
+    A = tl.load(matrix(select(side, A_ptr, A1_ptr), e, n, A_e, A_n), mask=both, other=0.0)
     A = A.to(tl.float32) * _LOG2E
     bias = tl.zeros((BE,), tl.float32)
     if HAS_BIAS:
@@ -155,7 +155,7 @@ def gradient_kernel(
         e = block * BE + lane
         in_e = e < E
         both = in_e[:, None] & in_n[None, :]
-        A = tl.load(select(side, A_ptr, A1_ptr) + e[:, None] * A_e + n[None, :] * A_n, mask=both, other=0.0)
+        A = tl.load(matrix(select(side, A_ptr, A1_ptr), e, n, A_e, A_n), mask=both, other=0.0)
         A = A.to(tl.float32) * _LOG2E
         bias = tl.zeros((BE,), tl.float32)
         if HAS_BIAS:

@@ -83,9 +83,24 @@ def span(chunk, chunks, T, L, back):
 
 
 @triton.jit
+def lanes(rows, stride):
+    """Offsets of rows that have a lane each. The hint settles the layout, which a stride not known leaves open.
+
+    A lane still loads one element at a time, since no alignment is known, so the hint may be wrong.
+    """
+    return tl.max_contiguous(rows * stride, [rows.shape[0]])[:, None]
+
+
+@triton.jit
 def tile(pointer, t, r, stride, rows, row_stride):
     """Pointers (rows, r): t is the first step, r the distances to it. Only lanes' own offsets take registers."""
-    return pointer + t.to(tl.int64) * stride + (r * stride)[None, :] + (rows * row_stride)[:, None]
+    return pointer + t.to(tl.int64) * stride + (r * stride)[None, :] + lanes(rows, row_stride)
+
+
+@triton.jit
+def matrix(pointer, e, n, stride_e, stride_n):
+    """Pointers (E, N)."""
+    return pointer + lanes(e, stride_e) + n[None, :] * stride_n
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from src.ops.selective_scan.triton_common import _LOG2E, column, kernel, place, select, sigmoid, softplus, span, tile
+from src.ops.selective_scan.triton_common import _LOG2E, column, kernel, matrix, place, select, sigmoid, softplus, span, tile
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def end_state_kernel(
     e, n, r = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, 2)
     in_e, in_n = e < E, n < N
     both = in_e[:, None] & in_n[None, :]
-    A = tl.load(select(side, A_ptr, A1_ptr) + e[:, None] * A_e + n[None, :] * A_n, mask=both, other=0.0)
+    A = tl.load(matrix(select(side, A_ptr, A1_ptr), e, n, A_e, A_n), mask=both, other=0.0)
     A = A.to(tl.float32) * _LOG2E
     bias = tl.zeros((BE,), tl.float32)
     if HAS_BIAS:
@@ -90,7 +90,7 @@ def output_kernel(
         if (side ^ reverse) == 1:
             turn = chunks - 1 - chunk
         t, steps, way = span(turn, chunks, T, L, side ^ reverse)
-        A = tl.load((A1_ptr if side else A_ptr) + e[:, None] * A_e + n[None, :] * A_n, mask=both, other=0.0)
+        A = tl.load(matrix(A1_ptr if side else A_ptr, e, n, A_e, A_n), mask=both, other=0.0)
         A = A.to(tl.float32) * _LOG2E
         bias = tl.zeros((BE,), tl.float32)
         if HAS_BIAS:
