@@ -201,12 +201,13 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
             scratch = torch.empty(programs, go.plan.steps // 4 * go.states * go.plan.channels, **floats)
             parts = torch.empty(go.count, go.batch, go.length, go.blocks, 2, go.states, **floats)
             meta = {k: v for k, v in go.meta.items() if k != "maxnreg"}
+            along = (grad, u, delta, go.z, y, du[0], ddelta[0], gate)
             gradient_kernel[(programs,)](
                 grad, *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, y, state, dstate, scratch,
                 du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
                 *go.sizes(go.blocks, items, go.reverse), 1.0,
                 *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
-                HAS_STATE=go.chunks > 1, EXACT=u.dtype == torch.float32,
+                HAS_STATE=go.chunks > 1, EXACT=u.dtype == torch.float32, UNIT=all(t.stride(1) == 1 for t in along),
                 **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **meta,
             )  # fmt: skip
             sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](

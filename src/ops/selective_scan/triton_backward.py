@@ -133,12 +133,14 @@ def gradient_kernel(
     g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, A_e, A_n, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l,
     y_b, y_e, y_l, du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l,
     HAS_STATE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
+    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, UNIT: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients; part (sides, B, L, blocks, 2, N): dB and dC by channel block.
 
     dA (sides, B, chunks, E, N), sums (sides, B, chunks, 2, E): dA, dD and dbias by chunk. scratch (programs, T / 4, N, BE). A program takes every programs-th of the items.
     """
+    if UNIT:  # channels innermost: one offset for all tensors instead of eight, which spares registers
+        g_e, u_e, d_e, z_e, y_e, du_e, dd_e, dz_e = 1, 1, 1, 1, 1, 1, 1, 1
     n, r = tl.arange(0, BN), tl.arange(0, 4)
     in_n = n < N
     lane = tl.arange(0, BE)
