@@ -126,7 +126,7 @@ def test_missing_triton_says_what_to_install(fresh):
 def test_unknown_backend_names_the_known_ones():
     with pytest.raises(ValueError, match="known: auto, reference, chunked, cpu, cuda, triton"):
         scan.selective_scan(**arguments(), backend="gpu")
-    with pytest.raises(ValueError, match="known: auto, torch, cpu, cuda"):
+    with pytest.raises(ValueError, match="known: auto, torch, cpu, triton, cuda"):
         causal_conv1d.causal_conv1d(torch.randn(1, 4, 9), torch.randn(4, 4), backend="gpu")
 
 
