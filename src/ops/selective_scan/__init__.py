@@ -71,7 +71,7 @@ def choose_backend(device: str, dtype: torch.dtype, states: int) -> str:
     if dtype == torch.float64:
         return "chunked"
     if device == "cuda":
-        return _first_that_loads("cuda", "triton", "chunked")
+        return _first_that_loads("triton", "cuda", "chunked")
     return "cpu" if device == "cpu" and states <= MAX_STATES and has_library() else "chunked"
 
 

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     warps: int = 1
     programs: int = 132 * 8
     registers: int | None = None  # of a lane in the forward, at most
+    exact: bool | None = None  # sums over channels by float32 additions; None: for float32 inputs
 
 
 FIXED: list[Plan] = []  # a benchmark's own plan, instead of the table's
@@ -200,6 +201,7 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
             programs = min(items, go.plan.programs)
             scratch = torch.empty(programs, go.plan.steps // 4 * go.states * go.plan.channels, **floats)
             parts = torch.empty(go.count, go.batch, go.length, go.blocks, 2, go.states, **floats)
+            exact = u.dtype == torch.float32 if go.plan.exact is None else go.plan.exact
             meta = {k: v for k, v in go.meta.items() if k != "maxnreg"}
             along = (grad, u, delta, go.z, y, du[0], ddelta[0], gate)
             gradient_kernel[(programs,)](
@@ -207,7 +209,7 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
                 du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
                 *go.sizes(go.blocks, items, go.reverse), 1.0,
                 *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
-                HAS_STATE=go.chunks > 1, EXACT=u.dtype == torch.float32, UNIT=all(t.stride(1) == 1 for t in along),
+                HAS_STATE=go.chunks > 1, EXACT=exact, UNIT=all(t.stride(1) == 1 for t in along),
                 **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **meta,
             )  # fmt: skip
             sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](

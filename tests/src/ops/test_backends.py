@@ -61,9 +61,9 @@ def test_auto_has_a_backend_for_any_state_size():
 
 
 @pytest.mark.parametrize(
-    ("loads", "expected"), [({"cuda", "triton"}, "cuda"), ({"triton"}, "triton"), (set(), "chunked")]
+    ("loads", "expected"), [({"cuda", "triton"}, "triton"), ({"cuda"}, "cuda"), (set(), "chunked")]
 )
-def test_auto_on_cuda_prefers_mamba_ssm_then_triton(fresh, loads, expected):
+def test_auto_on_cuda_prefers_triton_then_mamba_ssm(fresh, loads, expected):
     fresh.setattr(scan, "_loads", (loads | {"chunked"}).__contains__)
     assert scan.choose_backend("cuda", torch.bfloat16, 16) == expected
 
