@@ -1,8 +1,8 @@
 """Measurements on one GPU, each part a command of its own; run.sh calls them with time limits.
 
-    python -m benchmarks.gpu.measure PART [--out FOLDER] [--backend NAME] [--dtype NAME] [--only NAME] [--share i/n] [--dry]
+    python -m benchmarks.gpu.measure PART[,PART...] [--out FOLDER] [--backend NAME] [--dtype NAME] [--only NAME] [--share i/n] [--dry]
 
-Parts: smoke bidi conv_right matrix (right or wrong); scan tune kernels conv versus steps profile extras (times);
+Parts: smoke bidi conv_right matrix (right or wrong); scan tune wide kernels conv versus steps profile extras (times);
 warm compiles the scan's kernels. Returns how many results are wrong.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import right, scan, steps
-from benchmarks.gpu.common import both, open_rows, put, put_machine
+from benchmarks.gpu.common import attempt, both, open_rows, put, put_machine
 
 
 def warm(only: str, dtype: str) -> int:
@@ -48,7 +48,6 @@ def main() -> int:
         return 2
     open_rows(args.out)
     torch.manual_seed(0)
-    begun = time.perf_counter()
     parts = {
         "machine": lambda: put_machine() or 0,
         "smoke": lambda: right.smoke(args.backend),
@@ -57,7 +56,8 @@ def main() -> int:
         "matrix": lambda: right.matrix(args.backend, args.dtype, args.share),
         "warm": lambda: warm(args.only, args.dtype),
         "scan": scan.scan,
-        "tune": lambda: scan.tune(args.only),
+        "tune": lambda: scan.tune(False),
+        "wide": lambda: scan.tune(True),
         "kernels": scan.kernels,
         "conv": scan.conv,
         "versus": scan.versus,
@@ -65,10 +65,16 @@ def main() -> int:
         "profile": steps.profile,
         "extras": steps.extras,
     }
-    if args.part not in parts:
-        parser.error(f"part must be one of {' '.join(parts)}, got {args.part}")
-    wrong = parts[args.part]()
-    put(args.part, done_s=time.perf_counter() - begun, wrong=wrong)
+    unknown = [name for name in args.part.split(",") if name not in parts]
+    if unknown:
+        parser.error(f"parts must be of {' '.join(parts)}, got {' '.join(unknown)}")
+    wrong = 0
+    for name in args.part.split(","):
+        begun = time.perf_counter()
+        failed = attempt(name, name, parts[name])
+        failed = 1 if failed is None else failed
+        put(name, done_s=time.perf_counter() - begun, wrong=failed)
+        wrong += failed
     return min(wrong, 100)
 
 

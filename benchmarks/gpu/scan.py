@@ -50,15 +50,15 @@ def plans(wide: bool) -> list[Any]:
     return [Plan(exact=True), Plan(channels=64, warps=2), Plan(channels=64, warps=2, steps=128), Plan(registers=96), Plan(channels=128, warps=4), Plan(channels=16)]  # fmt: skip
 
 
-def tune(only: str | None) -> int:
+def tune(wide: bool) -> int:
     """Every plan at every shape, the likely ones first."""
     from src.ops.selective_scan import triton as backend
 
     rate = bandwidth()
     put("tune", copy_tb_per_s=rate / 1e9)
-    kinds = (torch.bfloat16,) if only == "wide" else (torch.bfloat16, torch.float32)
-    for dtype, shape in itertools.product(kinds, SHAPES[:2] if only == "wide" else SHAPES):
-        for chosen in plans(only == "wide")[: 2 if DRY else None]:
+    kinds = (torch.bfloat16,) if wide else (torch.bfloat16, torch.float32)
+    for dtype, shape in itertools.product(kinds, SHAPES[:2] if wide else SHAPES):
+        for chosen in plans(wide)[: 2 if DRY else None]:
             if dtype == torch.float32 and chosen.programs != 132 * 8:
                 continue
             if chosen.steps == 4096 and shape[0] < 128:
@@ -131,7 +131,7 @@ def conv() -> int:
             w, b = torch.randn(channels, 4, device=DEVICE, requires_grad=True), torch.randn(channels, device=DEVICE, requires_grad=True)
             grad = channels_last(batch, channels, length, torch.bfloat16)
             grad = grad.contiguous() if time_inner else grad
-            tiles = [(32, 64, 4), (64, 64, 4), (16, 128, 4), (32, 128, 8), (64, 32, 4), (128, 32, 4)]
+            tiles = [(32, 64, 4), (64, 64, 4), (16, 128, 4), (64, 32, 4)]
             options: list[tuple[str, tuple[int, int, int] | None]] = [("triton", t) for t in tiles]
             for backend, tile in [*options, ("torch", None), ("cuda", None)][: 1 if DRY else None]:
 
