@@ -44,10 +44,19 @@ def plans(wide: bool) -> list[Any]:
     """What tune compares; the narrow list first, whose kernels differ in nothing that is compiled."""
     from src.ops.selective_scan.triton import Plan
 
-    if not wide:
-        steps = [Plan(steps=t) for t in (64, 128, 32, 256, 16)]
-        return steps + [Plan(programs=132 * n) for n in (4, 6, 12, 16, 64)] + [Plan(steps=4096)]
-    return [Plan(exact=True), Plan(channels=64, warps=2), Plan(channels=64, warps=2, steps=128), Plan(registers=96), Plan(channels=128, warps=4), Plan(channels=16)]  # fmt: skip
+    if not wide:  # the second group's kernels are others, compiled by `warm` too
+        steps = [Plan(steps=t) for t in (64, 128, 32, 256)] + [Plan(programs=132 * n) for n in (6, 12, 16, 64)]
+        two = Plan(group=2, keep=True)
+        steps += [two, two._replace(steps=32), two._replace(steps=128), two._replace(programs=132 * 12), two._replace(programs=132 * 16)]
+        return [*steps, Plan(steps=4096)]
+    return [
+        Plan(group=2, keep=True),
+        Plan(exact=True),
+        Plan(group=2, keep=True, registers=168, programs=132 * 12),
+        Plan(channels=64, warps=2, programs=132 * 4),
+        Plan(group=4, keep=True),
+        Plan(registers=128, programs=132 * 16, group=2),
+    ]
 
 
 def tune(wide: bool) -> int:
@@ -57,9 +66,9 @@ def tune(wide: bool) -> int:
     rate = bandwidth()
     put("tune", copy_tb_per_s=rate / 1e9)
     kinds = (torch.bfloat16,) if wide else (torch.bfloat16, torch.float32)
-    for dtype, shape in itertools.product(kinds, SHAPES[:2] if wide else SHAPES):
+    for dtype, shape in itertools.product(kinds, SHAPES[:1] if wide else SHAPES):
         for chosen in plans(wide)[: 2 if DRY else None]:
-            if dtype == torch.float32 and chosen.programs != 132 * 8:
+            if dtype == torch.float32 and (chosen.programs != 132 * 8 or chosen.group == 2):
                 continue
             if chosen.steps == 4096 and shape[0] < 128:
                 continue

@@ -32,7 +32,9 @@ class Plan(NamedTuple):
     channels: int = 32
     warps: int = 1
     programs: int = 132 * 8
-    registers: int | None = None  # of a lane in the forward, at most
+    group: int = 4  # steps that the backward holds at a time, 2 or 4
+    keep: bool = False  # whether it holds their decays too
+    registers: int | None = None  # of a lane, at most
     exact: bool | None = None  # sums over channels by float32 additions; None: for float32 inputs
 
 
@@ -199,18 +201,17 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
                 go.carry(dstate, totals, True)
             items = go.count * go.batch * go.chunks * go.blocks
             programs = min(items, go.plan.programs)
-            scratch = torch.empty(programs, go.plan.steps // 4 * go.states * go.plan.channels, **floats)
+            scratch = torch.empty(programs, go.plan.steps // go.plan.group * go.states * go.plan.channels, **floats)
             parts = torch.empty(go.count, go.batch, go.length, go.blocks, 2, go.states, **floats)
             exact = u.dtype == torch.float32 if go.plan.exact is None else go.plan.exact
-            meta = {k: v for k, v in go.meta.items() if k != "maxnreg"}
             along = (grad, u, delta, go.z, y, du[0], ddelta[0], gate)
             gradient_kernel[(programs,)](
                 grad, *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, y, state, dstate, scratch,
                 du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
                 *go.sizes(go.blocks, items, go.reverse), 1.0,
                 *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
-                HAS_STATE=go.chunks > 1, EXACT=exact, UNIT=all(t.stride(1) == 1 for t in along),
-                **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **meta,
+                HAS_STATE=go.chunks > 1, EXACT=exact, K=go.plan.group, KEEP=go.plan.keep, UNIT=all(t.stride(1) == 1 for t in along),
+                **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
             )  # fmt: skip
             sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](
                 parts, dB[0], dB[-1], dC[0], dC[-1], go.length, go.states, go.batch, go.blocks, BT=32,
