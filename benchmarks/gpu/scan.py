@@ -44,18 +44,18 @@ def plans(wide: bool) -> list[Any]:
     """What tune compares; the narrow list first, whose kernels differ in nothing that is compiled."""
     from src.ops.selective_scan.triton import Plan
 
-    if not wide:  # the second group's kernels are others, compiled by `warm` too
-        steps = [Plan(steps=t) for t in (64, 128, 32, 256)] + [Plan(programs=132 * n) for n in (6, 12, 16, 64)]
-        two = Plan(group=2, keep=True)
-        steps += [two, two._replace(steps=32), two._replace(steps=128), two._replace(programs=132 * 12), two._replace(programs=132 * 16)]
+    four = Plan(group=4, keep=False)
+    if not wide:
+        steps = [Plan(steps=t) for t in (64, 32, 128, 16, 256)] + [Plan(programs=132 * n) for n in (6, 12, 16, 64)]
+        steps += [four, *(four._replace(steps=t) for t in (32, 128)), four._replace(programs=132 * 16)]
         return [*steps, Plan(steps=4096)]
     return [
-        Plan(group=2, keep=True),
+        four,
         Plan(exact=True),
-        Plan(group=2, keep=True, registers=168, programs=132 * 12),
+        Plan(registers=168, programs=132 * 12, keep=False),
         Plan(channels=64, warps=2, programs=132 * 4),
-        Plan(group=4, keep=True),
-        Plan(registers=128, programs=132 * 16, group=2),
+        Plan(group=4),
+        Plan(registers=128, programs=132 * 16, keep=False),
     ]
 
 
@@ -68,7 +68,7 @@ def tune(wide: bool) -> int:
     kinds = (torch.bfloat16,) if wide else (torch.bfloat16, torch.float32)
     for dtype, shape in itertools.product(kinds, SHAPES[:1] if wide else SHAPES):
         for chosen in plans(wide)[: 2 if DRY else None]:
-            if dtype == torch.float32 and (chosen.programs != 132 * 8 or chosen.group == 2):
+            if dtype == torch.float32 and (chosen.programs != 132 * 8 or chosen.group == 4):
                 continue
             if chosen.steps == 4096 and shape[0] < 128:
                 continue

@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     channels: int = 32
     warps: int = 1
     programs: int = 132 * 8
-    group: int = 4  # steps that the backward holds at a time, 2 or 4
-    keep: bool = False  # whether it holds their decays too
+    group: int = 2  # steps that the backward holds at a time, 2 or 4
+    keep: bool = True  # whether it holds their decays too
     registers: int | None = None  # of a lane, at most
     exact: bool | None = None  # sums over channels by float32 additions; None: for float32 inputs
 

@@ -45,7 +45,7 @@ def step_size(delta, valid, SOFTPLUS: tl.constexpr):
 @kernel
 def start_gradient_kernel(
     g_ptr, delta_ptr, delta1_ptr, A_ptr, A1_ptr, C_ptr, C1_ptr, bias_ptr, bias1_ptr, z_ptr, state_ptr, total_ptr,
-    E, L, N, T, batch, chunks, programs, blocks, reverse,
+    E, L, N: tl.constexpr, T, batch, chunks, programs, blocks, reverse,
     g_b, g_e, g_l, d_b, d_e, d_l, A_e, A_n, C_b, C_n, C_l, z_b, z_e, z_l,
     HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +108,7 @@ def gradient_kernel(
     g_ptr, u_ptr, u1_ptr, delta_ptr, delta1_ptr, A_ptr, A1_ptr, B_ptr, B1_ptr, C_ptr, C1_ptr, D_ptr, D1_ptr,
     bias_ptr, bias1_ptr, z_ptr, y_ptr, state_ptr, dstate_ptr, scratch_ptr,
     du_ptr, du1_ptr, dd_ptr, dd1_ptr, dz_ptr, dA_ptr, sums_ptr, part_ptr,
-    E, L, N, T, batch, chunks, blocks, items, reverse, one,
+    E, L, N: tl.constexpr, T, batch, chunks, blocks, items, reverse, one,
     g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, A_e, A_n, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l,
     y_b, y_e, y_l, du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l,
     HAS_STATE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -265,7 +265,7 @@ def gradient_kernel(
 
 @kernel
 def sum_kernel(
-    part_ptr, dB_ptr, dB1_ptr, dC_ptr, dC1_ptr, L, N, batch, blocks, BT: tl.constexpr, BN: tl.constexpr
+    part_ptr, dB_ptr, dB1_ptr, dC_ptr, dC1_ptr, L, N: tl.constexpr, batch, blocks, BT: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
     """dB, dC (B, L, N): the sums over channel blocks; a program has BT steps of dB or dC."""
     row = tl.program_id(0).to(tl.int64)

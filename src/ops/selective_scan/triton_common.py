@@ -111,7 +111,7 @@ def column(x, r, k: tl.constexpr):
 
 @kernel
 def carry_kernel(
-    state_ptr, total_ptr, A_ptr, A1_ptr, init_ptr, last_ptr, E, N, batch, chunks, A_e, A_n, REVERSE: tl.constexpr,
+    state_ptr, total_ptr, A_ptr, A1_ptr, init_ptr, last_ptr, E, N: tl.constexpr, batch, chunks, A_e, A_n, REVERSE: tl.constexpr,
     HAS_INIT: tl.constexpr, HAS_LAST: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     """Replaces each chunk's own end state by the state that enters it; a program has one state of BE channels."""

@@ -28,7 +28,7 @@ def advance(h, u, dt, Bt, A, valid, SOFTPLUS: tl.constexpr):
 @kernel
 def end_state_kernel(
     u_ptr, u1_ptr, delta_ptr, delta1_ptr, A_ptr, A1_ptr, B_ptr, B1_ptr, bias_ptr, bias1_ptr, state_ptr, total_ptr,
-    E, L, N, T, batch, chunks, programs, blocks, reverse,
+    E, L, N: tl.constexpr, T, batch, chunks, programs, blocks, reverse,
     u_b, u_e, u_l, d_b, d_e, d_l, A_e, A_n, B_b, B_n, B_l,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +75,7 @@ def end_state_kernel(
 def output_kernel(
     u_ptr, u1_ptr, delta_ptr, delta1_ptr, A_ptr, A1_ptr, B_ptr, B1_ptr, C_ptr, C1_ptr, D_ptr, D1_ptr,
     bias_ptr, bias1_ptr, z_ptr, state_ptr, out_ptr, y_ptr,
-    E, L, N, T, batch, chunks, blocks, reverse,
+    E, L, N: tl.constexpr, T, batch, chunks, blocks, reverse,
     u_b, u_e, u_l, d_b, d_e, d_l, A_e, A_n, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l, o_b, o_e, o_l,
     SIDES: tl.constexpr, HAS_STATE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     KEEP: tl.constexpr, SOFTPLUS: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
