@@ -125,7 +125,9 @@ def direction(batch: int, channels: int, length: int, dtype: torch.dtype, time_i
     if time_inner:
         u, delta, b, c = (x.contiguous() for x in (u, delta, b, c))
     A = -torch.arange(1.0, N + 1, device=DEVICE).repeat(channels, 1)
-    return Direction(u, delta, A, b, c, torch.ones(channels, device=DEVICE), torch.full((channels,), -4.6, device=DEVICE))
+    return Direction(
+        u, delta, A, b, c, torch.ones(channels, device=DEVICE), torch.full((channels,), -4.6, device=DEVICE)
+    )
 
 
 def both(batch: int, channels: int, length: int, dtype: torch.dtype, time_inner: bool = False) -> ScanInputs:

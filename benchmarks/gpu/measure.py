@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.measure PART[,PART...] [--out FOLDER] [--backend NAME] [--dtype NAME] [--only NAME] [--share i/n] [--dry]
 
-Parts: smoke bidi conv_right matrix (right or wrong); scan tune wide kernels conv versus steps profile extras (times);
+Parts: smoke bidi conv_right matrix (right or wrong); scan tune wide kernels issue conv versus steps profile extras (times);
 warm compiles the scan's kernels. Returns how many results are wrong.
 """
 
@@ -59,6 +59,7 @@ def main() -> int:
         "tune": lambda: scan.tune(False),
         "wide": lambda: scan.tune(True),
         "kernels": scan.kernels,
+        "issue": scan.issue,
         "conv": scan.conv,
         "versus": scan.versus,
         "steps": lambda: steps.steps(args.only),

@@ -23,7 +23,11 @@ def _row(part: str, case: Case, backend: str, dtype: torch.dtype) -> int:
 
 def smoke(backend: str) -> int:
     """A few cases in seconds: whether anything else makes sense. How many are wrong."""
-    some = [Case(channels=40, length=200), Case(channels=40, length=200, reverse=True), Case(channels=40, length=70, z=False)]
+    some = [
+        Case(channels=40, length=200),
+        Case(channels=40, length=200, reverse=True),
+        Case(channels=40, length=70, z=False),
+    ]
     some += [Case(channels=33, length=65, layout="time"), Case(channels=33, length=130, layout="strided", reverse=True)]
     some += [Case(shift=-100.0), Case(states=24, length=150), Case(batch=0), Case(length=1)]
     kinds = (torch.float32, torch.bfloat16)
@@ -33,7 +37,9 @@ def smoke(backend: str) -> int:
 def matrix(backend: str, dtype: str, share: str) -> int:
     """The whole matrix, the usual cases first: i/n takes every n-th, from the i-th. How many are wrong."""
     first, step = (int(x) for x in share.split("/"))
-    order = sorted(cases(), key=lambda c: (c.layout != "channels") + (c.states != 16) + (c.length > 1000) + (c.channels != 19))
+    order = sorted(
+        cases(), key=lambda c: (c.layout != "channels") + (c.states != 16) + (c.length > 1000) + (c.channels != 19)
+    )
     return sum(_row("matrix", case, backend, getattr(torch, dtype)) for case in order[first::step])
 
 
@@ -56,7 +62,9 @@ def bidi(backend: str) -> int:
                 return [x.detach().double().cpu() for x in (out, *got)]
 
             want = go("chunked", "cpu", torch.float64)
-            runs = [attempt("bidi", f"{dtype} {case}", lambda: go(backend, DEVICE, None)) for _ in range(1 if DRY else 2)]
+            runs = [
+                attempt("bidi", f"{dtype} {case}", lambda: go(backend, DEVICE, None)) for _ in range(1 if DRY else 2)
+            ]
             row = {"backend": backend, "dtype": str(dtype)[6:], "B": batch, "E": channels, "L": length}
             if None in runs:
                 bad += 1
@@ -73,7 +81,11 @@ def conv_right(backend: str) -> int:
     """The convolution: values and gradients, both layouts. How many are wrong."""
     bad = 0
     for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
-        for channels, length, reverse, slices in ((384, 200, False, True), (192, 65, True, False), (40, 3, False, True)):
+        for channels, length, reverse, slices in (
+            (384, 200, False, True),
+            (192, 65, True, False),
+            (40, 3, False, True),
+        ):
             torch.manual_seed(0)
             xz = torch.randn(2, length, 2 * channels, dtype=dtype)
             leaf = xz.chunk(2, -1)[0].transpose(1, 2) if slices else torch.randn(2, channels, length, dtype=dtype)
@@ -87,7 +99,9 @@ def conv_right(backend: str) -> int:
 
             got = attempt("conv_right", f"{dtype} {channels} {length}", lambda go=go: go(DEVICE, None, backend))
             want = go("cpu", torch.float64, "torch")
-            worst = max(((p - q).abs().max() / p.abs().max()).item() for p, q in zip(want, got)) if got else float("inf")
+            worst = (
+                max(((p - q).abs().max() / p.abs().max()).item() for p, q in zip(want, got)) if got else float("inf")
+            )
             bad += worst > limit
             put("conv_right", backend=backend, dtype=str(dtype)[6:], E=channels, L=length, reverse=reverse, worst=worst, ok=worst <= limit)  # fmt: skip
     return bad

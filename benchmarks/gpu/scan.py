@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import torch
@@ -129,6 +130,34 @@ def kernels() -> int:
     return 0
 
 
+def issue() -> int:
+    """Microseconds of CPU time that issuing one scan takes, without and with autograd."""
+    x = both(1, 64, 200, torch.bfloat16)
+    sides = [Direction(*(t.detach().requires_grad_() for t in side)) for side in x.sides]
+    leaves = [t for side in sides for t in side]
+    grad = torch.randn_like(x.u)
+
+    def ahead() -> None:
+        with torch.no_grad():
+            selective_scan_bidirectional(*sides, x.z, True)
+
+    def whole() -> None:
+        torch.autograd.grad(selective_scan_bidirectional(*sides, x.z, True), leaves, grad)
+
+    w, b = torch.randn(64, 4, device=DEVICE), torch.randn(64, device=DEVICE)
+    runs = {"forward": ahead, "forward and backward": whole, "conv": lambda: causal_conv1d(x.u, w, b, "silu")}
+    for what, run in runs.items():
+        run()
+        sync()
+        begun = time.perf_counter()
+        for _ in range(1 if DRY else 100):
+            run()
+        took = time.perf_counter() - begun
+        sync()
+        put("issue", what=what, us=1e6 * took / (1 if DRY else 100))
+    return 0
+
+
 def conv() -> int:
     """The convolution with silu, forward and both, by tile and layout, beside a copy and the other backends."""
     from src.ops import triton_conv1d
@@ -137,7 +166,10 @@ def conv() -> int:
     for batch, channels, length in SHAPES[:2]:
         for time_inner in (False, True):
             x = gate(batch, channels, length, torch.bfloat16, time_inner).requires_grad_()
-            w, b = torch.randn(channels, 4, device=DEVICE, requires_grad=True), torch.randn(channels, device=DEVICE, requires_grad=True)
+            w, b = (
+                torch.randn(channels, 4, device=DEVICE, requires_grad=True),
+                torch.randn(channels, device=DEVICE, requires_grad=True),
+            )
             grad = channels_last(batch, channels, length, torch.bfloat16)
             grad = grad.contiguous() if time_inner else grad
             tiles = [(32, 64, 4), (64, 64, 4), (16, 128, 4), (64, 32, 4)]
@@ -161,9 +193,18 @@ def versus() -> int:
     """Ours against mamba-ssm, through autograd: as the mixer has the tensors, and as mamba-ssm wants them."""
     backends = ["chunked"] if DRY else ["triton", "cuda"]
     rate = bandwidth()
-    for dtype, (batch, channels, length) in itertools.product((torch.bfloat16, torch.float32), SHAPES[:2] + MORE[:1] + SHAPES[3:]):
+    for dtype, (batch, channels, length) in itertools.product(
+        (torch.bfloat16, torch.float32), SHAPES[:2] + MORE[:1] + SHAPES[3:]
+    ):
         for inner in ("channels", "time"):
-            row: dict[str, Any] = {"dtype": _name(dtype), "B": batch, "E": channels, "L": length, "innermost": inner, "N": N}
+            row: dict[str, Any] = {
+                "dtype": _name(dtype),
+                "B": batch,
+                "E": channels,
+                "L": length,
+                "innermost": inner,
+                "N": N,
+            }
             for backend in backends:
 
                 def one(backend: str = backend, dtype: torch.dtype = dtype, shape: tuple = (batch, channels, length), row: dict = row, inner: str = inner) -> None:  # fmt: skip

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.common import DEVICE, DRY, attempt, folder, milliseconds, put, sync
-
 
 RECIPES = {"videomamba_tiny": "configs/pretrain/vm_tiny.yaml", "vit_tiny": "configs/pretrain/vit_tiny.yaml"}
 
@@ -34,7 +32,9 @@ def prepare_step(model: str, size: int, batch: int, *extra: str) -> tuple[Any, A
         module.to(DEVICE)
     spare_and_compile(cfg, encoder, predictor, target)
     scaler = torch.amp.GradScaler(DEVICE, enabled=False)
-    run = Run(encoder, predictor, target, VideoJEPA(encoder, predictor), init_opt(encoder, predictor, cfg), scaler, 1, batch)
+    run = Run(
+        encoder, predictor, target, VideoJEPA(encoder, predictor), init_opt(encoder, predictor, cfg), scaler, 1, batch
+    )
     return cfg, run, next(iter(make_loader(cfg, 0, 1))).to(DEVICE)
 
 
@@ -89,11 +89,12 @@ def steps(only: str | None) -> int:
 
 def profile() -> int:
     """Where a step's time goes: kernels, launches, synchronisations."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
     from app.vjepa.train import train_step
     from app.vjepa.utils import Schedule
     from src.utils.distributed import init_distributed
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
 
     init_distributed(device="cpu" if DRY else "cuda:0")
     now = Schedule(1e-4, 0.04, 0.996)
@@ -125,7 +126,13 @@ def profile() -> int:
             averages = prof.key_averages()
             device_ms = sum(e.self_device_time_total for e in averages) / 2e3
             kernels = [e for e in averages if e.self_device_time_total > 0 and e.self_cpu_time_total == 0]
-            put("profile", model=model, wall_ms_per_step=wall, device_ms_per_step=device_ms, kernels_per_step=sum(e.count for e in kernels) / 2)
+            put(
+                "profile",
+                model=model,
+                wall_ms_per_step=wall,
+                device_ms_per_step=device_ms,
+                kernels_per_step=sum(e.count for e in kernels) / 2,
+            )
             by = "self_cpu_time_total" if DRY else "self_device_time_total"
             text = averages.table(sort_by=by, row_limit=45, max_name_column_width=70)
             text += "\n" + averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=70)
@@ -157,6 +164,10 @@ def extras() -> int:
         exact = vectors * values.rsqrt() @ vectors.T
         put("extras", what="whiten", D=width, whole_ms=milliseconds(lambda: _whitened(x), 5), eigh_ms=milliseconds(lambda: torch.linalg.eigh(cov), 5),
             newton_ms=milliseconds(newton, 5), newton_error=((newton() - exact).norm() / exact.norm()).item())  # fmt: skip
-    clips = torch.zeros(2, 4, 8, 8, 3, dtype=torch.uint8, device=DEVICE) if DRY else torch.zeros(32, 16, 224, 224, 3, dtype=torch.uint8, device=DEVICE)
+    clips = (
+        torch.zeros(2, 4, 8, 8, 3, dtype=torch.uint8, device=DEVICE)
+        if DRY
+        else torch.zeros(32, 16, 224, 224, 3, dtype=torch.uint8, device=DEVICE)
+    )
     put("extras", what="normalize", ms=milliseconds(lambda: normalize(clips.permute(0, 4, 1, 2, 3)), 5))
     return 0

@@ -17,14 +17,14 @@ from torch import Tensor
 from src.ops.compiled import (
     MISSING,
     array,
+    as_float32,
     call,
+    data_ptr,
     empty_like_layout,
     has_library,
     need_library,
-    as_float32,
-    data_ptr,
-    to_kernel_dtype,
     threads_for,
+    to_kernel_dtype,
 )
 
 _BLOCK, _GRAIN = 64, 1 << 15  # channels of one task in conv_kernel.h; outputs that are worth a thread

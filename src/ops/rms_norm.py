@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.ops.compiled import call, has_library, data_ptr, threads_for
+from src.ops.compiled import call, data_ptr, has_library, threads_for
 
 _GRAIN = 1 << 15  # elements that are worth a thread
 

@@ -7,7 +7,7 @@ With TRITON_INTERPRET=1 the kernels run on CPU tensors.
 Legend: B batch, E channels, L sequence length, W filter width.
 """
 
-# ruff: noqa: ANN001, ANN202, SIM102 (kernel arguments are pointers and numbers; a constexpr test stands alone)
+# ruff: noqa: ANN001, ANN202 (kernel arguments are pointers and numbers; a constexpr test stands alone)
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations

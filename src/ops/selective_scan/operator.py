@@ -41,9 +41,7 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
     gradients = ", ".join(["Tensor"] * (7 * sides + 1))
     count = 7 * sides + 1
     torch.library.define(forward_name, f"({schema}, bool softplus, bool reverse, bool keep) -> ({outputs})")
-    torch.library.define(
-        backward_name, f"(Tensor grad, {schema}{kept}, bool softplus, bool reverse) -> ({gradients})"
-    )
+    torch.library.define(backward_name, f"(Tensor grad, {schema}{kept}, bool softplus, bool reverse) -> ({gradients})")
 
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, softplus, reverse, keep = args
@@ -64,7 +62,11 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
         given = ScanInputs.of(args[:count], *args[-2:])
         got: list[Tensor] = []
         for u, delta, A, B, C, D, bias in given.sides:
-            got += [empty_like_layout(u), empty_like_layout(delta), torch.empty_like(A, memory_format=torch.contiguous_format)]
+            got += [
+                empty_like_layout(u),
+                empty_like_layout(delta),
+                torch.empty_like(A, memory_format=torch.contiguous_format),
+            ]
             got += [state_gradient(x, backend.pad_states)[1] for x in (B, C)]
             got += [torch.empty_like(x) if x is not None else empty_grad(u) for x in (D, bias)]
         return *got, empty_like_layout(given.z) if given.z is not None else empty_grad(grad)

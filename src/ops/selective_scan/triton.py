@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from src.ops.compiled import empty_like_layout
-from src.ops.selective_scan.inputs import Direction, ScanInputs
+from src.ops.selective_scan.inputs import ScanInputs
 from src.ops.selective_scan.operator import Backend, register
 from src.ops.selective_scan.triton_backward import gradient_kernel, start_gradient_kernel, sum_kernel
 from src.ops.selective_scan.triton_common import carry_kernel
@@ -217,7 +217,11 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
                 parts, dB[0], dB[-1], dC[0], dC[-1], go.length, go.states, go.batch, go.blocks, BT=32,
                 BN=triton.next_power_of_2(go.states), num_warps=1,
             )  # fmt: skip
-    dA, dvectors = (matrix.sum(1), vectors.sum(1)) if u.numel() else (matrix.new_zeros(go.count, go.channels, go.states), matrix.new_zeros(go.count, 2, go.channels))
+    dA, dvectors = (
+        (matrix.sum(1), vectors.sum(1))
+        if u.numel()
+        else (matrix.new_zeros(go.count, go.channels, go.states), matrix.new_zeros(go.count, 2, go.channels))
+    )
     got: list[Tensor | None] = []
     for i, side in enumerate(x.sides):
         own = side.A.shape[1]

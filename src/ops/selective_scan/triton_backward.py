@@ -7,7 +7,7 @@ with ones on the tensor cores or exact sums; they go to memory per channel block
 Nothing is atomic: results are the same bit for bit. Legend as in triton_common.py.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, SIM102 (kernel arguments are pointers and numbers; a constexpr test stands alone)
+# ruff: noqa: ANN001, ANN201 (kernel arguments are pointers and numbers; a constexpr test stands alone)
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from src.ops.selective_scan.triton_common import _LOG2E, column, kernel, matrix, place, select, sigmoid, softplus, span, tile
+from src.ops.selective_scan.triton_common import (
+    _LOG2E,
+    column,
+    kernel,
+    matrix,
+    place,
+    select,
+    sigmoid,
+    softplus,
+    span,
+    tile,
+)
 
 _LN2 = tl.constexpr(0.6931471805599453)
 
@@ -255,7 +266,11 @@ def gradient_kernel(
             if not EXACT:
                 k8 = place8 % 4
                 part = part_ptr + ((row * L + first + way * k8[None, :]) * blocks + block) * 2 * N
-                tl.store(part + place8[None, :] // 4 * N + n[:, None], acc, mask=in_n[:, None] & (k8 < K)[None, :] & (k8 < steps - j * K)[None, :])
+                tl.store(
+                    part + place8[None, :] // 4 * N + n[:, None],
+                    acc,
+                    mask=in_n[:, None] & (k8 < K)[None, :] & (k8 < steps - j * K)[None, :],
+                )
         at = row * chunks + chunk
         tl.store(dA_ptr + (at * E + e[:, None]) * N + n[None, :], dA, mask=both)
         tl.store(sums_ptr + at * 2 * E + e, dD, mask=in_e)

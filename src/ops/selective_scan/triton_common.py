@@ -3,12 +3,11 @@
 Legend: B batch, E inner width (channels), L sequence length, N state size, T steps of a chunk.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202 (kernel arguments are pointers and numbers)
+# ruff: noqa: ANN001, ANN201 (kernel arguments are pointers and numbers)
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any

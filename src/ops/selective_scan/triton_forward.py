@@ -5,7 +5,7 @@ registers; the next step's values are loaded while a step is computed. Between t
 states into the states that enter the chunks. Legend as in triton_common.py; side 0 or 1 is the direction.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, SIM102 (kernel arguments are pointers and numbers; a constexpr test stands alone)
+# ruff: noqa: ANN001, ANN201 (kernel arguments are pointers and numbers; a constexpr test stands alone)
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from src.ops.selective_scan.triton_common import _LOG2E, column, kernel, matrix, place, select, sigmoid, softplus, span, tile
+from src.ops.selective_scan.triton_common import (
+    _LOG2E,
+    column,
+    kernel,
+    matrix,
+    place,
+    select,
+    sigmoid,
+    softplus,
+    span,
+    tile,
+)
 
 
 @triton.jit

@@ -84,7 +84,8 @@ def test_gradcheck_of_the_reference(reverse):
     u, delta, z, B, C, D, bias = new(2, 3, 5), new(2, 3, 5), new(2, 3, 5), new(2, 2, 5), new(2, 2, 5), new(3), new(3)
     A = (-torch.rand(3, 2, generator=generator, dtype=torch.float64) - 0.1).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda *x: selective_scan(*x, delta_softplus=True, reverse=reverse, backend="reference"), (u, delta, A, B, C, D, z, bias)
+        lambda *x: selective_scan(*x, delta_softplus=True, reverse=reverse, backend="reference"),
+        (u, delta, A, B, C, D, z, bias),
     )
 
 

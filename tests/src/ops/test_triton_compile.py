@@ -17,7 +17,14 @@ import pytest
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="pip install triton")
 ALL = [(b, d, o) for b in (True, False) for d in ("float32", "bfloat16", "float16") for o in (True, False)]
-KERNELS = {"end_state_kernel", "carry_kernel", "output_kernel", "start_gradient_kernel", "gradient_kernel", "sum_kernel"}
+KERNELS = {
+    "end_state_kernel",
+    "carry_kernel",
+    "output_kernel",
+    "start_gradient_kernel",
+    "gradient_kernel",
+    "sum_kernel",
+}
 
 
 def usage(cubin: bytes) -> dict[str, int]:
