@@ -7,6 +7,7 @@ Legend: B batch, E inner width, L length, N states.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -56,9 +57,10 @@ def put_machine() -> None:
     except ImportError:
         version = ""
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = os.environ.get("COMMIT") or git.stdout.strip()  # a copy of the tree has no history
     card = "none" if DRY else torch.cuda.get_device_name()
     python = ".".join(map(str, sys.version_info[:3]))
-    put("machine", card=card, torch=torch.__version__, triton=version, python=python, commit=git.stdout.strip())
+    put("machine", card=card, torch=torch.__version__, triton=version, python=python, commit=commit)
 
 
 def sync() -> None:

@@ -70,7 +70,7 @@ def _keep(inputs: ScanInputs, keep: bool) -> list[Tensor]:
 def _launch_forward(
     side: Direction, z: Tensor | None, add: Tensor | None, softplus: bool, reverse: bool, kept: Tensor, out: Tensor
 ) -> None:
-    """Writes the scan into `out` (which may be `add`, joining the output before the gate), its checkpoints to `kept`."""
+    """Writes the scan into `out` and its checkpoints to `kept`; `add`, which may be `out`, joins before the gate."""
     u, delta, A, B, C, D, bias = side
     a, skip, offset = as_float32(A), as_float32(D), as_float32(bias)
     header = _header(u, A.shape[1], softplus, reverse)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from src.ops.compiled import empty_like_layout
 from src.ops.selective_scan.inputs import ScanInputs
@@ -63,34 +64,40 @@ def _keep(x: ScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
     return x.u.new_empty(shape, dtype=torch.float32), before
 
 
-def _alike(a: Any, b: Any, parameter: bool) -> tuple[Any, Any]:
-    """Both directions' tensors in one type and, along the sequence, with the same strides, as the kernels want them."""
-    if a is None and b is None:
-        return None, None
+def _alike(a: Tensor | None, b: Tensor | None, parameter: bool) -> bool:
+    """Whether both directions' tensors can be read with one type and one set of strides."""
     if a is None or b is None:
+        return a is b
+    plain = a.dtype != torch.float64 and (not parameter or a.is_contiguous())
+    return plain and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _made_alike(a: Any, b: Any) -> tuple[Any, Any]:
+    if a is None or b is None:  # nothing of one direction: zeros, whose gradient nobody asks for
         return (a, torch.zeros_like(a)) if b is None else (torch.zeros_like(b), b)
-    if a.dtype != b.dtype:
-        dtype = torch.promote_types(a.dtype, b.dtype)
-        a, b = a.to(dtype), b.to(dtype)
-    if a.stride() != b.stride() or (parameter and not a.is_contiguous()):
-        a, b = a.contiguous(), b.contiguous()
-    return a, b
+    widest = torch.promote_types(a.dtype, b.dtype)
+    dtype = torch.float32 if widest == torch.float64 else widest
+    return a.to(dtype).contiguous(), b.to(dtype).contiguous()
 
 
 def _kernel_inputs(x: ScanInputs) -> ScanInputs:
-    """What the kernels can read: float32 at most, parameters contiguous, both directions alike."""
-    tensors = [t.float() if t is not None and t.dtype == torch.float64 else t for t in x.tensors]
-    *flat, z = tensors
-    ahead, back = flat[:7], flat[-7:]
+    """What the kernels can read: float32 at most, parameters contiguous, both directions alike; mostly x itself."""
+    ahead: list[Any] = list(x.sides[0])
+    back: list[Any] = list(x.sides[-1])
+    fits = [_alike(a, b, i in (5, 6)) for i, (a, b) in enumerate(zip(ahead, back))]
+    if all(fits) and (x.z is None or x.z.dtype != torch.float64):
+        return x
     states = x.shape[3]
     for side in (ahead, back):  # fewer states than the other direction: states that stay 0
         missing = states - side[2].shape[1]
         if missing:
-            side[2] = torch.nn.functional.pad(side[2], (0, missing))
-            side[3], side[4] = (torch.nn.functional.pad(t, (0, 0, 0, missing)) for t in side[3:5])
-    pairs = [_alike(a, b, i in (2, 5, 6)) for i, (a, b) in enumerate(zip(ahead, back))]
-    sides = [[p[0] for p in pairs], [p[1] for p in pairs]][: len(x.sides)]
-    return x.like([*(t for side in sides for t in side), z])
+            side[2] = pad(side[2], (0, missing))
+            side[3], side[4] = (pad(t, (0, 0, 0, missing)) for t in side[3:5])
+    for i, fit in enumerate(fits):
+        if not fit and (ahead[i] is not None or back[i] is not None):
+            ahead[i], back[i] = _made_alike(ahead[i], back[i])
+    sides = [ahead, back][: len(x.sides)]
+    return x.like([*(t for side in sides for t in side), x.z.float() if x.z is not None else None])
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -131,8 +138,8 @@ class _Launch:
         grid = (self.count * self.batch, self.states * triton.cdiv(self.channels, lanes))
         a = self.first.A
         carry_kernel[grid](
-            state, totals, *self.both("A"), totals, totals, self.channels, self.states, self.batch, self.chunks, *a.stride(),
-            REVERSE=backwards, HAS_INIT=False, HAS_LAST=False, BE=lanes, num_warps=lanes // 32,
+            state, totals, *self.both("A"), totals, totals, self.channels, self.states, self.batch, self.chunks,
+            *a.stride(), REVERSE=backwards, HAS_INIT=False, HAS_LAST=False, BE=lanes, num_warps=lanes // 32,
         )  # fmt: skip
 
 
@@ -161,8 +168,9 @@ def _forward(x: ScanInputs, keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
                 state = u.new_empty(go.count, go.batch, go.chunks, go.states, go.channels, dtype=torch.float32)
             totals = u.new_empty(go.count, go.batch, go.chunks, go.channels, dtype=torch.float32)
             end_state_kernel[(go.blocks * (go.chunks - 1) * go.batch, go.count)](
-                *go.both("u", "delta", "A", "B", "delta_bias"), state, totals, *go.sizes(go.chunks - 1, go.blocks, go.reverse),
-                *_strides(u, delta, A, B), **_options(given, "HAS_BIAS", "SOFTPLUS"), **go.meta,
+                *go.both("u", "delta", "A", "B", "delta_bias"), state, totals,
+                *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(u, delta, A, B),
+                **_options(given, "HAS_BIAS", "SOFTPLUS"), **go.meta,
             )  # fmt: skip
             go.carry(state, totals, False)
         output_kernel[(go.blocks * go.chunks * go.batch,)](
@@ -210,18 +218,18 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
                 du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
                 *go.sizes(go.blocks, items, go.reverse), 1.0,
                 *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
-                HAS_STATE=go.chunks > 1, EXACT=exact, K=go.plan.group, KEEP=go.plan.keep, UNIT=all(t.stride(1) == 1 for t in along),
+                HAS_STATE=go.chunks > 1, EXACT=exact, K=go.plan.group, KEEP=go.plan.keep,
+                UNIT=all(t.stride(1) == 1 for t in along),
                 **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
             )  # fmt: skip
             sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](
                 parts, dB[0], dB[-1], dC[0], dC[-1], go.length, go.states, go.batch, go.blocks, BT=32,
                 BN=triton.next_power_of_2(go.states), num_warps=1,
             )  # fmt: skip
-    dA, dvectors = (
-        (matrix.sum(1), vectors.sum(1))
-        if u.numel()
-        else (matrix.new_zeros(go.count, go.channels, go.states), matrix.new_zeros(go.count, 2, go.channels))
-    )
+    else:
+        matrix.zero_()
+        vectors.zero_()
+    dA, dvectors = matrix.sum(1), vectors.sum(1)
     got: list[Tensor | None] = []
     for i, side in enumerate(x.sides):
         own = side.A.shape[1]

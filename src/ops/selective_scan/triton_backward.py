@@ -8,7 +8,7 @@ Nothing is atomic: results are the same bit for bit. Legend as in triton_common.
 """
 
 # ruff: noqa: ANN001, ANN201 (kernel arguments are pointers and numbers; a constexpr test stands alone)
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 
@@ -123,11 +123,13 @@ def gradient_kernel(
     g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, A_e, A_n, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l,
     y_b, y_e, y_l, du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l,
     HAS_STATE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, K: tl.constexpr, UNIT: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
+    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, K: tl.constexpr, UNIT: tl.constexpr,
+    BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients; part (sides, B, L, blocks, 2, N): dB and dC by channel block.
 
-    dA (sides, B, chunks, E, N), sums (sides, B, chunks, 2, E): dA, dD and dbias by chunk. scratch (programs, T / K, N, BE). A program takes every programs-th of the items.
+    dA (sides, B, chunks, E, N), sums (sides, B, chunks, 2, E): dA, dD and dbias by chunk.
+    scratch (programs, T / K, N, BE). A program takes every programs-th of the items.
     """
     if UNIT:  # channels innermost: one offset for all tensors instead of eight, which spares registers
         g_e, u_e, d_e, z_e, y_e, du_e, dd_e, dz_e = 1, 1, 1, 1, 1, 1, 1, 1
@@ -271,10 +273,10 @@ def gradient_kernel(
                     acc,
                     mask=in_n[:, None] & (k8 < K)[None, :] & (k8 < steps - j * K)[None, :],
                 )
-        at = row * chunks + chunk
-        tl.store(dA_ptr + (at * E + e[:, None]) * N + n[None, :], dA, mask=both)
-        tl.store(sums_ptr + at * 2 * E + e, dD, mask=in_e)
-        tl.store(sums_ptr + (at * 2 + 1) * E + e, dbias, mask=in_e)
+        place = row * chunks + chunk
+        tl.store(dA_ptr + (place * E + e[:, None]) * N + n[None, :], dA, mask=both)
+        tl.store(sums_ptr + place * 2 * E + e, dD, mask=in_e)
+        tl.store(sums_ptr + (place * 2 + 1) * E + e, dbias, mask=in_e)
         tl.debug_barrier()  # the next item writes the scratch
 
 

@@ -110,8 +110,8 @@ def column(x, r, k: tl.constexpr):
 
 @kernel
 def carry_kernel(
-    state_ptr, total_ptr, A_ptr, A1_ptr, init_ptr, last_ptr, E, N: tl.constexpr, batch, chunks, A_e, A_n, REVERSE: tl.constexpr,
-    HAS_INIT: tl.constexpr, HAS_LAST: tl.constexpr, BE: tl.constexpr,
+    state_ptr, total_ptr, A_ptr, A1_ptr, init_ptr, last_ptr, E, N: tl.constexpr, batch, chunks, A_e, A_n,
+    REVERSE: tl.constexpr, HAS_INIT: tl.constexpr, HAS_LAST: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     """Replaces each chunk's own end state by the state that enters it; a program has one state of BE channels."""
     side = tl.program_id(0) // batch
@@ -123,7 +123,7 @@ def carry_kernel(
     entering = tl.zeros((BE,), tl.float32)
     if HAS_INIT:
         entering = tl.load(init_ptr + (row * N + n) * E + e, mask=in_e, other=0.0)
-    for i in tl.range(0, chunks, num_stages=4):
+    for i in tl.range(0, chunks, num_stages=6):
         chunk = row * chunks + (chunks - 1 - i if REVERSE else i)
         at = state_ptr + (chunk * N + n) * E + e
         # The last chunk's own end state is not always there: only `last` asks for it.

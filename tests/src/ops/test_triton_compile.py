@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for sm_80, sm_90 and sm_100 by the code's own launches, without a GPU: registers, spills.
+"""Every Triton kernel compiled for sm_80, sm_90 and sm_100 by the code's own launches, without a GPU: no spills.
 
 A process of its own: a stand-in for Triton's driver names a target and takes the tensors of the CPU.
 """
