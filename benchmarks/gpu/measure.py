@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu-out"))
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--only", default="")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="")
     parser.add_argument("--share", default="0/1")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, to try the scripts")
     args = parser.parse_args()
@@ -50,11 +50,11 @@ def main() -> int:
     torch.manual_seed(0)
     parts = {
         "machine": lambda: put_machine() or 0,
-        "smoke": lambda: right.smoke(args.backend),
+        "smoke": lambda: right.smoke(args.backend, args.dtype),
         "bidi": lambda: right.bidi(args.backend),
         "conv_right": lambda: right.conv_right(args.backend),
-        "matrix": lambda: right.matrix(args.backend, args.dtype, args.share),
-        "warm": lambda: warm(args.only, args.dtype),
+        "matrix": lambda: right.matrix(args.backend, args.dtype or "float32", args.share),
+        "warm": lambda: warm(args.only, args.dtype or "float32"),
         "scan": scan.scan,
         "tune": lambda: scan.tune(False),
         "wide": lambda: scan.tune(True),

@@ -21,8 +21,8 @@ def _row(part: str, case: Case, backend: str, dtype: torch.dtype) -> int:
     return not good
 
 
-def smoke(backend: str) -> int:
-    """A few cases in seconds: whether anything else makes sense. How many are wrong."""
+def smoke(backend: str, dtype: str) -> int:
+    """A few cases in seconds, of one type or two: whether anything else makes sense. How many are wrong."""
     some = [
         Case(channels=40, length=200),
         Case(channels=40, length=200, reverse=True),
@@ -30,7 +30,7 @@ def smoke(backend: str) -> int:
     ]
     some += [Case(channels=33, length=65, layout="time"), Case(channels=33, length=130, layout="strided", reverse=True)]
     some += [Case(shift=-100.0), Case(states=24, length=150), Case(batch=0), Case(length=1)]
-    kinds = (torch.float32, torch.bfloat16)
+    kinds = (getattr(torch, dtype),) if dtype else (torch.float32, torch.bfloat16)
     return sum(_row("smoke", case, backend, kind) for kind in kinds for case in some[: 1 if DRY else None])
 
 
