@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
-# Everything about the scan that needs a CUDA GPU, in one go: build mamba-ssm and causal-conv1d for this GPU, run the
-# correctness matrix on it in float32 and bfloat16, measure, and leave docs/results/gpu_scan.csv.
-#   PYTHON=.venv/bin/python benchmarks/gpu.sh [--skip-build]
-# Needs: a CUDA build of torch, nvcc of the same CUDA version, this repository installed (pip install -e .[test]).
-set -euo pipefail
+# Everything that needs a CUDA GPU, in one go: is it right, how fast is it; adds its rows to docs/results/gpu_*.csv.
+#   PYTHON=.venv/bin/python benchmarks/gpu.sh [--mamba]
+# --mamba first builds mamba-ssm and causal-conv1d for this GPU alone (nvcc needed; minutes) and measures ours beside them.
+# Needs a CUDA build of torch and this repository installed (pip install -e '.[test]'). Where there is no network, see
+# benchmarks/gpu/prepare.sh. DEADLINE (seconds) ends it sooner; what was measured until then is kept.
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python}
+DEADLINE=${DEADLINE:-1800}
+OUT=${OUT:-gpu-out}
+rm -rf "$OUT"
+source benchmarks/gpu/parts.sh
+[[ -d .gpu/whl ]] && { part wheels 60 install_wheels "$WORK/site" .gpu/whl/*.whl; export PYTHONPATH=$WORK/site:$WORK/mamba; }
+part machine 60 machine || { echo "error: torch sees no CUDA device; run this on a machine with a GPU" >&2; exit 2; }
+if [[ "${1:-}" == --mamba ]]; then part build 900 bash benchmarks/gpu/build_mamba.sh; fi
 
-"$PYTHON" - <<'CHECK' || { echo "error: torch sees no CUDA device; run this on a machine with a GPU" >&2; exit 2; }
-import sys, torch
-sys.exit(0 if torch.cuda.is_available() else 1)
-CHECK
+part warm 120 warm_all
+part smoke 90 measure smoke
+part bidi 90 measure bidi
+part conv_right 60 measure conv_right
+for dtype in float32 bfloat16 float16; do part "matrix_$dtype" 200 matrix triton "$dtype"; done
 
-if [[ "${1:-}" != "--skip-build" ]]; then
-    command -v nvcc >/dev/null || { echo "error: nvcc is not on PATH; install the CUDA toolkit torch was built for" >&2; exit 2; }
-    constraint=$(mktemp)
-    trap 'rm -f "$constraint"' EXIT
-    "$PYTHON" -c "import torch; print('torch==' + torch.__version__.split('+')[0])" >"$constraint"
-    TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
-    export TORCH_CUDA_ARCH_LIST MAX_JOBS=${MAX_JOBS:-8}
-    export MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE
-    "$PYTHON" -m pip install -q -c "$constraint" setuptools wheel packaging ninja
-    "$PYTHON" -m pip install -c "$constraint" --no-build-isolation --no-binary mamba-ssm,causal-conv1d \
-        causal-conv1d mamba-ssm
+part data 90 "$PYTHON" -m src.datasets.embedded.motion --scene drift
+part times 200 measure scan,kernels,issue,conv
+part steps 300 measure steps
+part profile 60 measure profile
+part extras 60 measure extras
+if [[ "${1:-}" == --mamba ]]; then
+    part smoke_cuda 90 measure smoke --backend cuda   # mamba-ssm refuses batch 0
+    part versus 150 measure versus
 fi
-
-SCAN_TEST_DEVICE=cuda "$PYTHON" -m pytest -q tests/src/ops/test_selective_scan.py
-for dtype in float32 bfloat16; do
-    "$PYTHON" -m src.ops.selective_scan.check --device cuda --dtype "$dtype"
-done
-"$PYTHON" -m benchmarks.gpu_scan
+cat "$WORK"/{smoke,bidi,conv_right,matrix_*}.log >"$OUT/check.txt" 2>/dev/null
+finish
+"$PYTHON" -m benchmarks.gpu.table "$OUT/rows.jsonl"

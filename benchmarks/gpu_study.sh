@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study on a CUDA GPU: the sweeps of configs/sweeps at 16 frames of 112 px, VideoMamba-Tiny beside ViT-Tiny at 112 and 224 px,
-# and the time and memory of a step of both. Leaves docs/results/gpu_*.csv; goes on where it was stopped.
+# and the time and memory of a step of both (gpu-out/rows.jsonl). Leaves docs/results/gpu_*.csv; goes on where it was stopped.
 #   PYTHON=.venv/bin/python benchmarks/gpu_study.sh [--dry-run]
 # Needs: a CUDA build of torch, this repository installed (pip install -e .). EPOCHS makes it shorter or longer.
 set -euo pipefail
@@ -16,7 +16,7 @@ else
 import sys, torch
 sys.exit(0 if torch.cuda.is_available() else 1)
 CHECK
-    "$PYTHON" -m benchmarks.gpu_steps
+    for what in eager no_whiten; do "$PYTHON" -m benchmarks.gpu.measure steps --only "$what"; done
 fi
 
 # All 16 frames of a video; which data, the sweeps say.

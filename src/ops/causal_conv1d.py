@@ -6,6 +6,7 @@ Legend: B batch, E channels, L sequence length, W filter width.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,14 @@ from torch import Tensor
 from src.ops.compiled import (
     MISSING,
     array,
+    as_float32,
     call,
+    data_ptr,
     empty_like_layout,
     has_library,
     need_library,
-    plain,
-    pointer,
-    readable,
     threads_for,
+    to_kernel_dtype,
 )
 
 _BLOCK, _GRAIN = 64, 1 << 15  # channels of one task in conv_kernel.h; outputs that are worth a thread
@@ -53,11 +54,11 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse
     out = empty_like_layout(x)
     if x.numel() == 0:
         return out
-    source, w, b = readable(x), plain(weight), plain(bias)
+    source, w, b = to_kernel_dtype(x), as_float32(weight), as_float32(bias)
     target = out if out.dtype == source.dtype else torch.empty_like(out, dtype=source.dtype)
     header = _header(x, weight.shape[1], silu, reverse)
     work = _workspace(header)
-    floats = [pointer(w), pointer(b), pointer(work), work.shape[1]]
+    floats = [data_ptr(w), data_ptr(b), data_ptr(work), work.shape[1]]
     call("conv_forward", [*header, *array(source), *array(target), *[0] * 10, *floats, 0, 0, 0])
     return out if target is out else out.copy_(target)
 
@@ -66,7 +67,7 @@ def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels, width = weight.shape
-    source, g, w, b = readable(x), readable(grad), plain(weight), plain(bias)
+    source, g, w, b = to_kernel_dtype(x), to_kernel_dtype(grad), as_float32(weight), as_float32(bias)
     dx = empty_like_layout(source)
     dweight = torch.zeros(channels, width, dtype=torch.float32)
     dbias = torch.zeros(channels if bias is not None else 0, dtype=torch.float32)
@@ -74,44 +75,55 @@ def _backward(
         header = _header(x, width, silu, reverse)
         work = _workspace(header)
         partial = torch.empty(x.shape[0], channels, width + 1, dtype=torch.float32)
-        floats = [pointer(w), pointer(b), pointer(work), work.shape[1], pointer(partial), pointer(dweight)]
+        floats = [data_ptr(w), data_ptr(b), data_ptr(work), work.shape[1], data_ptr(partial), data_ptr(dweight)]
         arrays = [*array(source), *[0] * 5, *array(g), *array(dx)]
-        call("conv_backward", [*header, *arrays, *floats, pointer(dbias) if bias is not None else 0])
+        call("conv_backward", [*header, *arrays, *floats, data_ptr(dbias) if bias is not None else 0])
     return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype) if bias is not None else dbias
 
 
-_INPUTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse"
-torch.library.define("vjepa_mamba::conv_forward", f"({_INPUTS}) -> Tensor")
-torch.library.define("vjepa_mamba::conv_backward", f"(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
-torch.library.impl("vjepa_mamba::conv_forward", "cpu", _forward)
-torch.library.impl("vjepa_mamba::conv_backward", "cpu", _backward)
+def _register(name: str, devices: list[str], forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+    """Defines vjepa_mamba::<name>_forward and _backward; returns the differentiable operator."""
+    inputs = "Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse"
+    forward_name, backward_name = f"vjepa_mamba::{name}_forward", f"vjepa_mamba::{name}_backward"
+    torch.library.define(forward_name, f"({inputs}) -> Tensor")
+    torch.library.define(backward_name, f"(Tensor grad, {inputs}) -> (Tensor, Tensor, Tensor)")
+    torch.library.impl(forward_name, devices, forward)
+    torch.library.impl(backward_name, devices, backward)
+
+    def fake_forward(x: Tensor, *_: Any) -> Tensor:
+        return empty_like_layout(x)
+
+    def fake_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
+        dbias = bias.new_empty(bias.shape) if bias is not None else x.new_empty(0, dtype=torch.float32)
+        return empty_like_layout(x), weight.new_empty(weight.shape), dbias
+
+    torch.library.register_fake(forward_name, fake_forward)
+    torch.library.register_fake(backward_name, fake_backward)
+    run_backward = getattr(torch.ops.vjepa_mamba, f"{name}_backward").default
+
+    def setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, bias, ctx.silu, ctx.reverse = inputs
+        ctx.save_for_backward(x, weight, bias)
+
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        dx, dweight, dbias = run_backward(grad, x, weight, bias, ctx.silu, ctx.reverse)
+        return dx, dweight, dbias if bias is not None else None, None, None
+
+    torch.library.register_autograd(forward_name, gradients, setup_context=setup)
+    return getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
 
 
-@torch.library.register_fake("vjepa_mamba::conv_forward")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    return empty_like_layout(x)
+_cpu = _register("conv", ["cpu"], _forward, _backward)
 
 
-@torch.library.register_fake("vjepa_mamba::conv_backward")
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dbias = bias.new_empty(bias.shape) if bias is not None else x.new_empty(0, dtype=torch.float32)
-    return empty_like_layout(x), weight.new_empty(weight.shape), dbias
-
-
-def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, ctx.silu, ctx.reverse = inputs
-    ctx.save_for_backward(x, weight, bias)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = torch.ops.vjepa_mamba.conv_backward(grad, x, weight, bias, ctx.silu, ctx.reverse)
-    return dx, dweight, dbias if bias is not None else None, None, None
-
-
-torch.library.register_autograd("vjepa_mamba::conv_forward", _gradients, setup_context=_setup)
+@functools.cache
+def _triton() -> Any:
+    try:
+        from src.ops import triton_conv1d
+    except ImportError as error:
+        raise ImportError(f"causal_conv1d: backend triton is not available ({error}); pip install triton") from error
+    return _register("triton_conv", ["cuda", "cpu"], triton_conv1d.forward, triton_conv1d.backward)
 
 
 @functools.cache
@@ -128,20 +140,23 @@ def _cuda() -> Callable[..., Tensor]:
 
 @torch.compiler.assume_constant_result
 @functools.cache
-def _cuda_loads() -> bool:
+def _loads(name: str) -> bool:
     try:
-        _cuda()
+        {"cuda": _cuda, "triton": _triton}[name]()
     except ImportError:
         return False
     return True
 
 
 def _choose(x: Tensor, width: int) -> str:
-    if x.device.type == "cpu" and x.dtype != torch.float64 and has_library():
+    """The fastest that is there: Triton's kernel reads and writes both layouts as they are."""
+    if x.dtype == torch.float64:
+        return "torch"
+    if x.device.type == "cpu" and has_library():
         return "cpu"
-    if x.device.type == "cuda" and x.dtype != torch.float64 and 2 <= width <= 4 and _cuda_loads():
-        return "cuda"
-    return "torch"
+    if x.device.type == "cuda" and _loads("triton"):
+        return "triton"
+    return "cuda" if x.device.type == "cuda" and 2 <= width <= 4 and _loads("cuda") else "torch"
 
 
 def causal_conv1d(
@@ -156,7 +171,7 @@ def causal_conv1d(
 
     x: (B, E, L); weight: (E, W); bias: (E,); activation: None or 'silu'. Returns (B, E, L) in x's dtype.
     `reverse` looks ahead instead of back: the result of flip, causal convolution, flip, without the flips.
-    backend: 'auto', 'torch', 'cpu' (compiled), 'cuda' (causal-conv1d).
+    backend: 'auto', 'torch', 'cpu' (compiled), 'triton', 'cuda' (causal-conv1d).
     Raises ValueError on shapes that do not fit, an unknown activation or backend; ImportError or RuntimeError
     when a named backend is missing.
     """
@@ -173,8 +188,13 @@ def causal_conv1d(
         return causal_conv1d_torch(x, weight, bias, activation, reverse)
     if name == "cuda":
         return _cuda()(x, weight, bias, activation, reverse)
+    if name == "triton":
+        run = _triton()
+        if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError(f"causal_conv1d: backend triton needs CUDA tensors, got {x.device}")
+        return run(x, weight, bias, activation == "silu", reverse)
     if name != "cpu":
-        raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch, cpu, cuda")
+        raise ValueError(f"causal_conv1d: unknown backend {backend!r}; known: auto, torch, cpu, triton, cuda")
     if not has_library():
         raise RuntimeError(MISSING)
-    return torch.ops.vjepa_mamba.conv_forward(x, weight, bias, activation == "silu", reverse)
+    return _cpu(x, weight, bias, activation == "silu", reverse)

@@ -79,21 +79,21 @@ def array(x: Tensor | None) -> list[int]:
     return [x.data_ptr(), *x.stride(), DTYPES[x.dtype]] if x is not None else ABSENT
 
 
-def pointer(x: Tensor | None) -> int:
+def data_ptr(x: Tensor | None) -> int:
     """Address of the first element, 0 for None."""
     return x.data_ptr() if x is not None else 0
 
 
 @overload
-def readable(x: Tensor) -> Tensor: ...
+def to_kernel_dtype(x: Tensor) -> Tensor: ...
 @overload
-def readable(x: None) -> None: ...
-def readable(x: Tensor | None) -> Tensor | None:
+def to_kernel_dtype(x: None) -> None: ...
+def to_kernel_dtype(x: Tensor | None) -> Tensor | None:
     """x in a type the kernels read."""
     return x if x is None or x.dtype in DTYPES else x.float()
 
 
-def plain(x: Tensor | None) -> Tensor | None:
+def as_float32(x: Tensor | None) -> Tensor | None:
     """A parameter as contiguous float32."""
     return x.float().contiguous() if x is not None else None
 

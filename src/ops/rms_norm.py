@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.ops.compiled import call, has_library, pointer, threads_for
+from src.ops.compiled import call, data_ptr, has_library, threads_for
 
 _GRAIN = 1 << 15  # elements that are worth a thread
 
@@ -26,7 +26,7 @@ def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     x, weight = x.contiguous(), weight.contiguous()
     y, scale = torch.empty_like(x), x.new_empty(x.shape[:-1])
     if x.numel():
-        call("norm_forward", [*_header(x, eps), *(pointer(t) for t in (x, weight, None, y, scale)), 0, 0, 0])
+        call("norm_forward", [*_header(x, eps), *(data_ptr(t) for t in (x, weight, None, y, scale)), 0, 0, 0])
     return y, scale
 
 
@@ -36,7 +36,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, eps: float
     if x.numel():
         header = _header(x, eps)
         partial = x.new_empty(header[2], x.shape[-1])
-        call("norm_backward", [*header, *(pointer(t) for t in (x, weight, grad, None, scale, dx, partial, dweight))])
+        call("norm_backward", [*header, *(data_ptr(t) for t in (x, weight, grad, None, scale, dx, partial, dweight))])
     return dx, dweight
 
 

@@ -7,7 +7,6 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from src.ops.compiled import has_library
 from src.ops.selective_scan.chunked import selective_scan_chunked
 from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
-from src.ops.selective_scan.cpu_bidirectional import bidirectional_scan_cpu
+from src.ops.selective_scan.inputs import Direction, ScanInputs
 from src.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["BACKENDS", "Direction", "available_backends", "selective_scan", "selective_scan_bidirectional"]
@@ -34,14 +33,14 @@ BACKENDS: dict[str, tuple[str, str]] = {
 }
 
 
-_loaded: dict[str, Callable[..., Tensor]] = {
+_loaded: dict[str, Callable[[ScanInputs], Tensor]] = {
     "reference": selective_scan_reference,
     "chunked": selective_scan_chunked,
     "cpu": selective_scan_cpu,
 }
 
 
-def load_backend(name: str) -> Callable[..., Tensor]:
+def load_backend(name: str) -> Callable[[ScanInputs], Tensor]:
     """The backend's function. ImportError saying what to install when its libraries are missing."""
     if name not in _loaded:
         module, remedy = BACKENDS[name]
@@ -72,7 +71,7 @@ def choose_backend(device: str, dtype: torch.dtype, states: int) -> str:
     if dtype == torch.float64:
         return "chunked"
     if device == "cuda":
-        return _first_that_loads("cuda", "triton", "chunked")
+        return _first_that_loads("triton", "cuda", "chunked")
     return "cpu" if device == "cpu" and states <= MAX_STATES and has_library() else "chunked"
 
 
@@ -94,8 +93,8 @@ def _say_once(name: str, device: str) -> None:
         _log.info("selective_scan on %s: backend %s", device, name)
 
 
-def _pick(backend: str, u: Tensor, states: int) -> tuple[Callable[..., Tensor], str]:
-    """The function of the named or automatic backend, and its name."""
+def _pick(backend: str, u: Tensor, states: int) -> Callable[[ScanInputs], Tensor]:
+    """The function of the named or automatic backend."""
     device = u.device.type
     name = choose_backend(device, u.dtype, states) if backend == "auto" else backend
     if name not in BACKENDS:
@@ -103,7 +102,7 @@ def _pick(backend: str, u: Tensor, states: int) -> tuple[Callable[..., Tensor], 
     scan = _loaded[name] if name in _loaded else load_backend(name)
     if not torch.compiler.is_compiling():
         _say_once(name, device)
-    return scan, name
+    return scan
 
 
 def selective_scan(
@@ -126,21 +125,7 @@ def selective_scan(
     Raises ValueError on shapes that do not fit or an unknown backend, ImportError or RuntimeError when a named
     backend is missing.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    scan, _ = _pick(backend, u, A.shape[1])
-    return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-
-
-class Direction(NamedTuple):
-    """One direction's inputs, as in `selective_scan`."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None = None
-    delta_bias: Tensor | None = None
+    return _run(ScanInputs((Direction(u, delta, A, B, C, D, delta_bias),), z, delta_softplus, reverse), backend)
 
 
 def selective_scan_bidirectional(
@@ -152,44 +137,11 @@ def selective_scan_bidirectional(
 ) -> Tensor:
     """(scan(ahead) + reversed scan(back)) * silu(z): (B, E, L). Raises as `selective_scan` does.
 
-    The compiled backend does it in one operator, Triton adds the first direction inside the second one's pass; the
-    others scan twice and add.
+    The compiled and the Triton backend do it in one operator; the others scan twice and add.
     """
-    for side in (ahead, back):
-        _check_shapes(side.u, side.delta, side.A, side.B, side.C, side.D, z, side.delta_bias)
-    scan, name = _pick(backend, ahead.u, max(ahead.A.shape[1], back.A.shape[1]))
-    if name == "cpu":
-        return bidirectional_scan_cpu(ahead, back, z, delta_softplus)
-    if name == "triton":
-        first = scan(*ahead[:6], None, ahead.delta_bias, delta_softplus, False)
-        return scan(*back[:6], z, back.delta_bias, delta_softplus, True, add=first)
-    first = scan(*ahead[:6], z, ahead.delta_bias, delta_softplus, False)
-    return first + scan(*back[:6], z, back.delta_bias, delta_softplus, True)
+    return _run(ScanInputs((ahead, back), z, delta_softplus), backend)
 
 
-def _check_shapes(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
-    if u.dim() != 3 or A.dim() != 2:
-        raise ValueError(f"selective_scan: u must be (B, E, L) and A (E, N), got {tuple(u.shape)}, {tuple(A.shape)}")
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    expected = (
-        ("delta", delta, (batch, channels, length)),
-        ("A", A, (channels, states)),
-        ("B", B, (batch, states, length)),
-        ("C", C, (batch, states, length)),
-        ("D", D, (channels,)),
-        ("z", z, (batch, channels, length)),
-        ("delta_bias", delta_bias, (channels,)),
-    )
-    for name, x, shape in expected:
-        if x is not None and x.shape != shape:
-            raise ValueError(f"selective_scan: {name} must be {shape} beside u {tuple(u.shape)}, got {tuple(x.shape)}")
+def _run(inputs: ScanInputs, backend: str) -> Tensor:
+    inputs.check()
+    return _pick(backend, inputs.u, inputs.shape[3])(inputs)

@@ -9,14 +9,17 @@ Legend: B batch, E inner width (channels), L sequence length, T chunk length, N 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.ops.selective_scan.reference import finish, step_size
+from src.ops.selective_scan.inputs import ScanInputs
+from src.ops.selective_scan.reference import finish, step_size, work_dtype
 
 _MAX_CHUNK = 64
+_ALONG = (0, 1, 3, 4, 7)  # u, delta, B, C, z have a time axis; the others' gradients are summed over chunks
 _CHUNK_ELEMENTS = 1 << 22  # most elements of one (B, E, T, N) temporary
 
 
@@ -27,20 +30,10 @@ def _chunk_length(batch: int, channels: int, states: int) -> int:
     return length
 
 
-def _scan_chunk(
-    h: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def _scan_chunk(h: Tensor, part: ScanInputs) -> tuple[Tensor, Tensor]:
     """h (B, E, N) and a chunk's inputs (B, E, T), (B, N, T) -> output (B, E, T) and the state after the chunk."""
-    dt = step_size(delta, delta_bias, delta_softplus)
+    u, delta, A, B, C, D, bias = part.sides[0]
+    dt = step_size(delta, bias, part.delta_softplus)
     decay = torch.exp(dt[..., None] * A[:, None])
     state = (dt * u)[..., None] * B.transpose(1, 2)[:, None]
     span = 1
@@ -51,70 +44,49 @@ def _scan_chunk(
         span *= 2
     state = state + decay * h[:, :, None]
     y = (state * C.transpose(1, 2)[:, None]).sum(-1)
-    return finish(y, u, D, z), state[:, :, -1]
+    return finish(y, u, D, part.z), state[:, :, -1]
 
 
 class _ChunkedScan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Tensor:
-        batch, channels, length = u.shape
-        step = _chunk_length(batch, channels, A.shape[1])
-        out = torch.empty_like(u)
-        h = u.new_zeros(batch, channels, A.shape[1])
+    def forward(ctx: Any, softplus: bool, reverse: bool, *tensors: Tensor | None) -> Tensor:
+        inputs = ScanInputs.of(tensors, softplus, reverse)
+        batch, channels, length, states = inputs.shape
+        step = _chunk_length(batch, channels, states)
+        out = torch.empty_like(inputs.u)
+        h = out.new_zeros(batch, channels, states)
         starts = []
         for low in _chunk_starts(length, step, reverse):
             starts.append(h)
-            part = _take((u, delta, B, C, z), low, step, reverse)
-            y, h = _scan_chunk(h, part[0], part[1], A, part[2], part[3], D, part[4], delta_bias, delta_softplus)
+            y, h = _scan_chunk(h, inputs.like(_take(tensors, low, step, reverse)))
             out[..., low : low + step] = y.flip(-1) if reverse else y
-        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, *starts)
-        ctx.step, ctx.delta_softplus, ctx.reverse = step, delta_softplus, reverse
+        ctx.save_for_backward(*tensors, *starts)
+        ctx.step, ctx.softplus, ctx.reverse = step, softplus, reverse
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, A, B, C, D, z, delta_bias, *starts = ctx.saved_tensors
-        along = (u, delta, B, C, z)  # tensors with a time axis; the others' gradients are summed over chunks
-        fixed = (A, D, delta_bias)
-        grads_along = [torch.zeros_like(x) if x is not None else None for x in along]
-        grads_fixed = [torch.zeros_like(x) if x is not None else None for x in fixed]
+        tensors, starts = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+        totals = [torch.zeros_like(x) if x is not None else None for x in tensors]
         grad_h = torch.zeros_like(starts[0]) if starts else None
-        lows = _chunk_starts(u.shape[-1], ctx.step, ctx.reverse)
+        lows = _chunk_starts(tensors[0].shape[-1], ctx.step, ctx.reverse)
         for low, start in zip(reversed(lows), reversed(starts)):
             with torch.enable_grad():
-                part = [_leaf(x) for x in _take(along, low, ctx.step, ctx.reverse)]
-                whole = [_leaf(x) for x in fixed]
+                part = [_leaf(x) for x in _take(tensors, low, ctx.step, ctx.reverse)]
                 h = _leaf(start)
-                y, h_end = _scan_chunk(
-                    h, part[0], part[1], whole[0], part[2], part[3], whole[1], part[4], whole[2], ctx.delta_softplus
-                )
-            wanted = [x for x in (h, *part, *whole) if x is not None]
-            piece = _take((grad,), low, ctx.step, ctx.reverse)[0]
+                y, h_end = _scan_chunk(h, ScanInputs.of(part, ctx.softplus, ctx.reverse))
+            wanted = [x for x in (h, *part) if x is not None]
+            piece = _cut(grad, low, ctx.step, ctx.reverse)
             got = iter(torch.autograd.grad((y, h_end), wanted, (piece, grad_h)))
             grad_h = next(got)
-            for total in grads_along:
-                if total is not None:
+            for i, total in enumerate(totals):
+                if total is not None and i in _ALONG:
                     g = next(got)
                     total[..., low : low + ctx.step] = g.flip(-1) if ctx.reverse else g
-            for total in grads_fixed:
-                if total is not None:
+                elif total is not None:
                     total += next(got)
-        du, ddelta, dB, dC, dz = grads_along
-        dA, dD, dbias = grads_fixed
-        return du, ddelta, dA, dB, dC, dD, dz, dbias, None, None
+        return None, None, *totals
 
 
 def _leaf(x: Tensor | None) -> Any:
@@ -127,25 +99,20 @@ def _chunk_starts(length: int, step: int, reverse: bool) -> list[int]:
     return starts[::-1] if reverse else starts
 
 
-def _take(tensors: tuple[Tensor | None, ...], low: int, step: int, reverse: bool) -> list[Any]:
-    """The chunk [low, low + step) of each tensor's last axis, turned round when time runs backwards."""
-    parts = [x[..., low : low + step] if x is not None else None for x in tensors]
-    return [x.flip(-1) if x is not None and reverse else x for x in parts]
+def _cut(x: Tensor, low: int, step: int, reverse: bool) -> Tensor:
+    """The chunk [low, low + step) of the last axis, turned round when time runs backwards."""
+    part = x[..., low : low + step]
+    return part.flip(-1) if reverse else part
 
 
-def selective_scan_chunked(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
-) -> Tensor:
+def _take(tensors: Sequence[Tensor | None], low: int, step: int, reverse: bool) -> list[Tensor | None]:
+    """A chunk of each tensor that has a time axis, the others as they are."""
+    return [_cut(x, low, step, reverse) if x is not None and i in _ALONG else x for i, x in enumerate(tensors)]
+
+
+def selective_scan_chunked(inputs: ScanInputs) -> Tensor:
     """Same contract as `selective_scan_reference`; differentiable once."""
-    work = torch.float64 if u.dtype == torch.float64 else torch.float32
-    cast = [x.to(work) if x is not None else None for x in (u, delta, A, B, C, D, z, delta_bias)]
-    return _ChunkedScan.apply(*cast, delta_softplus, reverse).to(u.dtype)
+    if len(inputs.sides) == 2:
+        return selective_scan_chunked(inputs.alone(0)) + selective_scan_chunked(inputs.alone(1))
+    cast = inputs.to(work_dtype(inputs.u.dtype))
+    return _ChunkedScan.apply(cast.delta_softplus, cast.reverse, *cast.tensors).to(inputs.u.dtype)

@@ -12,37 +12,27 @@ from causal_conv1d import causal_conv1d_fn
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 
-
-def _flip(x: Tensor | None) -> Tensor | None:
-    return x.flip(-1) if x is not None else None
+from src.ops.selective_scan.inputs import ScanInputs
 
 
-def selective_scan_cuda(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
-) -> Tensor:
+def selective_scan_cuda(inputs: ScanInputs) -> Tensor:
     """Same contract as `selective_scan_reference` on CUDA tensors.
 
     mamba-ssm wants one type for u, delta, B, C and z: the widest of them is taken, so that a float32 step stays one.
     """
-    if u.device.type != "cuda":
-        raise RuntimeError(f"selective_scan: backend cuda needs CUDA tensors, got {u.device}")
+    if len(inputs.sides) == 2:
+        return selective_scan_cuda(inputs.alone(0)) + selective_scan_cuda(inputs.alone(1))
+    if inputs.u.device.type != "cuda":
+        raise RuntimeError(f"selective_scan: backend cuda needs CUDA tensors, got {inputs.u.device}")
+    u, delta, A, B, C, D, bias, z = inputs.tensors
     along = (u, delta, B, C, z)
     work = functools.reduce(torch.promote_types, [x.dtype for x in along if x is not None])
     x, step, b, c, gate = (t.to(work) if t is not None else None for t in along)
-    a, skip, bias = (t.float() if t is not None else None for t in (A, D, delta_bias))
-    if reverse:
-        x, step, b, c, gate = (_flip(t) for t in (x, step, b, c, gate))
-    out = selective_scan_fn(x, step, a, b, c, skip, gate, bias, delta_softplus)
-    return (out.flip(-1) if reverse else out).to(u.dtype)
+    a, skip, offset = (t.float() if t is not None else None for t in (A, D, bias))
+    if inputs.reverse:
+        x, step, b, c, gate = (t.flip(-1) if t is not None else None for t in (x, step, b, c, gate))
+    out = selective_scan_fn(x, step, a, b, c, skip, gate, offset, inputs.delta_softplus)
+    return (out.flip(-1) if inputs.reverse else out).to(u.dtype)
 
 
 def causal_conv1d_cuda(

@@ -1,99 +1,109 @@
 """Registration of a scan backend as PyTorch operators, so that torch.compile sees one node and autograd one formula.
 
-A backend brings two functions, `forward` and `backward`, with the schemas below, and the shape of its checkpoints.
-`add` (B, E, L) is added to the output before the gate: the other direction's output, so that the gate is applied once.
-Legend: B batch, E inner width (channels), L sequence length, N state size.
+A backend brings a forward, a backward, and how much it keeps between them; one operator takes one direction, another
+takes two. Legend: B batch, E inner width (channels), L sequence length, N state size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from src.ops.compiled import empty_like_layout
+from src.ops.selective_scan.inputs import ScanInputs
 
-_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? add"
-_FORWARD = f"({_INPUTS}, bool softplus, bool reverse, bool keep) -> (Tensor, Tensor)"
-_BACKWARD = (
-    f"(Tensor grad, {_INPUTS}, Tensor checkpoints, bool softplus, bool reverse) -> ({', '.join(['Tensor'] * 9)})"
-)
-
-Forward = Callable[..., tuple[Tensor, Tensor]]
-Backward = Callable[..., tuple[Tensor, ...]]
+_SIDE = "Tensor u{0}, Tensor delta{0}, Tensor A{0}, Tensor B{0}, Tensor C{0}, Tensor? D{0}, Tensor? delta_bias{0}"
 
 
-def register(
-    name: str,
-    devices: Sequence[str],
-    forward: Forward,
-    backward: Backward,
-    checkpoint_shape: Callable[[Tensor, int, bool], tuple[int, ...]],
-    pad_states: int,
-) -> Callable[..., Tensor]:
-    """Defines vjepa_mamba::<name>_forward and _backward; returns the differentiable function.
+class Backend(NamedTuple):
+    """forward(inputs, keep) -> (out, what it keeps); backward(grad, inputs, kept) -> gradients in `tensors` order.
 
-    checkpoint_shape(u, N, keep): shape of forward's second output. pad_states: dB and dC are views of buffers whose
-    state axis is padded to a multiple of this.
+    keep(inputs, whether a backward follows): uninitialised tensors of the shapes of what forward keeps.
+    pad_states: dB and dC are views of buffers whose state axis is padded to a multiple of this.
     """
+
+    forward: Callable[[ScanInputs, bool], tuple[Tensor, Sequence[Tensor]]]
+    backward: Callable[[Tensor, ScanInputs, Sequence[Tensor]], Sequence[Tensor | None]]
+    keep: Callable[[ScanInputs, bool], Sequence[Tensor]]
+    kept: int  # how many tensors `keep` returns
+    pad_states: int = 1
+
+
+def register(name: str, devices: Sequence[str], sides: int, backend: Backend) -> Callable[[ScanInputs], Tensor]:
+    """Defines vjepa_mamba::<name>_forward and _backward for one or two directions; returns the differentiable scan."""
+    schema = ", ".join(_SIDE.format(suffix) for suffix in ("", "_b")[:sides]) + ", Tensor? z"
+    kept = "".join(f", Tensor kept{i}" for i in range(backend.kept))
     forward_name, backward_name = f"vjepa_mamba::{name}_forward", f"vjepa_mamba::{name}_backward"
-    torch.library.define(forward_name, _FORWARD)
-    torch.library.define(backward_name, _BACKWARD)
+    outputs = ", ".join(["Tensor"] * (1 + backend.kept))
+    gradients = ", ".join(["Tensor"] * (7 * sides + 1))
+    count = 7 * sides + 1
+    torch.library.define(forward_name, f"({schema}, bool softplus, bool reverse, bool keep) -> ({outputs})")
+    torch.library.define(backward_name, f"(Tensor grad, {schema}{kept}, bool softplus, bool reverse) -> ({gradients})")
+
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, softplus, reverse, keep = args
+        out, keeping = backend.forward(ScanInputs.of(tensors, softplus, reverse), keep)
+        return (out, *keeping)
+
+    def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, softplus, reverse = args
+        got = backend.backward(grad, ScanInputs.of(tensors[:count], softplus, reverse), tensors[count:])
+        return tuple(empty_grad(grad) if g is None else g for g in got)
+
+    def fake_forward(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, softplus, reverse, keep = args
+        given = ScanInputs.of(tensors, softplus, reverse)
+        return (empty_like_layout(given.u), *backend.keep(given, keep))
+
+    def fake_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        given = ScanInputs.of(args[:count], *args[-2:])
+        got: list[Tensor] = []
+        for u, delta, A, B, C, D, bias in given.sides:
+            got += [
+                empty_like_layout(u),
+                empty_like_layout(delta),
+                torch.empty_like(A, memory_format=torch.contiguous_format),
+            ]
+            got += [state_gradient(x, backend.pad_states)[1] for x in (B, C)]
+            got += [torch.empty_like(x) if x is not None else empty_grad(u) for x in (D, bias)]
+        return *got, empty_like_layout(given.z) if given.z is not None else empty_grad(grad)
+
     torch.library.impl(forward_name, devices, forward)
     torch.library.impl(backward_name, devices, backward)
-
-    def fake_forward(u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        shape = checkpoint_shape(u, A.shape[1], bool(rest[-1]))
-        return empty_like_layout(u), u.new_empty(shape, dtype=torch.float32)
-
-    def fake_backward(grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        B, C, D, z, delta_bias, add = rest[:6]
-        return (
-            empty_like_layout(u),
-            empty_like_layout(delta),
-            torch.empty_like(A, memory_format=torch.contiguous_format),
-            state_gradient(B, pad_states)[1],
-            state_gradient(C, pad_states)[1],
-            torch.empty_like(D) if D is not None else none(u),
-            empty_like_layout(z) if z is not None else none(u),
-            torch.empty_like(delta_bias) if delta_bias is not None else none(u),
-            empty_like_layout(u) if add is not None else none(u),
-        )
-
     torch.library.register_fake(forward_name, fake_forward)
     torch.library.register_fake(backward_name, fake_backward)
     run_forward = getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
     run_backward = getattr(torch.ops.vjepa_mamba, f"{name}_backward").default
 
-    def setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    def setup(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.softplus, ctx.reverse, _ = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_backward(*tensors, *output[1:])
 
-    def gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
+    def differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple:
         if grad is None:
-            return (None,) * 12
-        *tensors, checkpoints = ctx.saved_tensors
-        got = run_backward(grad, *tensors, checkpoints, ctx.softplus, ctx.reverse)
-        return (*(g if x is not None else None for x, g in zip(tensors, got)), None, None, None)
+            return (None,) * (count + 3)
+        saved = ctx.saved_tensors
+        got = run_backward(grad, *saved, ctx.softplus, ctx.reverse)
+        return (*(g if x is not None else None for x, g in zip(saved, got)), None, None, None)
 
-    torch.library.register_autograd(forward_name, gradients, setup_context=setup)
+    torch.library.register_autograd(forward_name, differentiate, setup_context=setup)
 
-    def scan(*args: Tensor | None, delta_softplus: bool, reverse: bool) -> Tensor:
-        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in args)
-        return run_forward(*args, delta_softplus, reverse, keep)[0]
+    def scan(given: ScanInputs) -> Tensor:
+        return run_forward(*given.tensors, given.delta_softplus, given.reverse, given.needs_gradient())[0]
 
     return scan
 
 
-def none(like: Tensor) -> Tensor:
+def empty_grad(like: Tensor) -> Tensor:
     """The empty tensor that stands for the gradient of an absent input."""
     return like.new_empty(0, dtype=torch.float32)
 
 
-def state_gradient(x: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+def state_gradient(x: Tensor, pad: int = 1) -> tuple[Tensor, Tensor]:
     """Float32 buffer (B, L, N padded) for the gradient of x (B, N, L), and that gradient: a view where x is float32."""
     batch, states, length = x.shape
     buffer = x.new_empty(batch, length, (states + pad - 1) // pad * pad, dtype=torch.float32)

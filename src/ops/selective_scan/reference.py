@@ -10,6 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.ops.selective_scan.inputs import ScanInputs
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
 
 def step_size(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
     """(B, E, L) raw step -> (B, E, L) step: the bias is added first, then softplus when asked for."""
@@ -25,32 +32,21 @@ def finish(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     return y * F.silu(z) if z is not None else y
 
 
-def selective_scan_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
-) -> Tensor:
-    """h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t;  out_t = (C_t . h_t + D u_t) silu(z_t).
+def selective_scan_reference(inputs: ScanInputs) -> Tensor:
+    """h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t;  out_t = (C_t . h_t + D u_t) silu(z_t), of one or two directions.
 
-    u, delta, z: (B, E, L); A: (E, N); B, C: (B, N, L); D, delta_bias: (E,). Returns (B, E, L) in u's dtype.
-    With `reverse` time runs from L-1 to 0. Works in float64 when u is float64, else in float32.
+    Returns (B, E, L) in u's dtype. Works in float64 when u is float64, else in float32.
     Plain operations only, so autograd (also twice) gives the specified gradients.
     """
-    dtype, work = u.dtype, torch.float64 if u.dtype == torch.float64 else torch.float32
-    u, delta, A, B, C = (x.to(work) for x in (u, delta, A, B, C))
-    z = z.to(work) if z is not None else None
-    dt = step_size(delta, delta_bias, delta_softplus)
+    if len(inputs.sides) == 2:
+        return selective_scan_reference(inputs.alone(0)) + selective_scan_reference(inputs.alone(1))
+    dtype = inputs.u.dtype
+    u, delta, A, B, C, D, bias, z = inputs.to(work_dtype(dtype)).tensors
+    dt = step_size(delta, bias, inputs.delta_softplus)
     length = u.shape[-1]
     h = u.new_zeros(u.shape[0], u.shape[1], A.shape[1])
     y: list[Tensor] = [h.sum(-1)] * length
-    for t in reversed(range(length)) if reverse else range(length):
+    for t in reversed(range(length)) if inputs.reverse else range(length):
         step = dt[:, :, t, None]
         h = torch.exp(step * A) * h + step * u[:, :, t, None] * B[:, None, :, t]
         y[t] = (h * C[:, None, :, t]).sum(-1)

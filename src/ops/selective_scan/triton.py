@@ -1,305 +1,256 @@
-"""Triton kernels of the selective scan, forward and backward, either direction (imported only when asked for).
+"""The Triton backend: chunk-parallel, both directions in one launch, nothing atomic (imported only when asked for).
 
-One program owns a block of channels of one batch item, holds their states (N x channels) in registers and walks
-through time; the loads of the next steps are under way while a step is computed (num_stages). The backward goes
-through the tiles between checkpoints from the last to the first: it rewrites a tile's states into a scratch of one
-tile, then walks back over it. Sums over channels (dB, dC) are atomic, so their last bits vary between runs on a GPU.
-With TRITON_INTERPRET=1 the kernels run on CPU tensors.
+Chunks of T steps run side by side: first each by itself from a state of zero, then the states are carried over the
+chunks, then each chunk computes its outputs. The backward does the same against time. Where one chunk is enough, its
+pass alone runs. With TRITON_INTERPRET=1 the kernels run on CPU tensors.
 
-Legend: B batch, E inner width (channels), L sequence length, N state size, T steps of a tile.
+Legend: B batch, E inner width (channels), L sequence length, N state size, T steps of a chunk.
 """
-
-# ruff: noqa: ANN001, ANN202, SIM102 (kernel arguments are pointers and numbers; a constexpr test stands alone)
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from src.ops.compiled import empty_like_layout
-from src.ops.selective_scan.operator import none, register, state_gradient
-
-_TILE = 64
-_CHANNELS = 32  # of one program: a warp's lanes; each lane holds all states of its channel
-
-
-@triton.jit
-def _softplus(x):
-    """max(x, 0) + log1p(e), e = exp(-|x|), log1p by the atanh series; and the derivative."""
-    e = tl.exp(-tl.abs(x))
-    s = e / (2.0 + e)
-    w = s * s
-    p = 0.2815777836310908 * w + 0.27965157745197267
-    p = p * w + 0.40024595230703747
-    p = p * w + 0.6666632164137777
-    p = p * w + 2.0
-    r = 1.0 / (1.0 + e)
-    return tl.where(x > 0, x, 0.0) + s * p, tl.where(x > 0, r, e * r)
+from src.ops.selective_scan.inputs import ScanInputs
+from src.ops.selective_scan.operator import Backend, register
+from src.ops.selective_scan.triton_backward import gradient_kernel, start_gradient_kernel, sum_kernel
+from src.ops.selective_scan.triton_common import carry_kernel
+from src.ops.selective_scan.triton_forward import end_state_kernel, output_kernel
 
 
-@triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+class Plan(NamedTuple):
+    """How a scan is cut: steps of a chunk, channels and warps of a program, programs of the backward's last pass."""
+
+    steps: int = 64
+    channels: int = 32
+    warps: int = 1
+    programs: int = 132 * 8
+    group: int = 2  # steps that the backward holds at a time, 2 or 4
+    keep: bool = True  # whether it holds their decays too
+    registers: int | None = None  # of a lane, at most
+    exact: bool | None = None  # sums over channels by float32 additions; None: for float32 inputs
 
 
-@triton.jit
-def _forward_kernel(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, add_ptr, out_ptr, keep_ptr,
-    E, L, N, tiles,
-    u_b, u_e, u_l, d_b, d_e, d_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l, a_b, a_e, a_l, o_b, o_e, o_l,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr, SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr, KEEP: tl.constexpr, T: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BE + tl.arange(0, BE)
-    n = tl.arange(0, BN)
-    in_e, in_n = e < E, n < N
-    both = in_n[:, None] & in_e[None, :]
-    A = tl.load(A_ptr + e[None, :] * N + n[:, None], mask=both, other=0.0)
-    D = tl.load(D_ptr + e, mask=in_e, other=0.0) if HAS_D else tl.zeros((BE,), tl.float32)
-    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0) if HAS_BIAS else tl.zeros((BE,), tl.float32)
-    h = tl.zeros((BN, BE), tl.float32)
-    for i in tl.range(0, L, num_stages=4):
-        t = (L - 1 - i if REVERSE else i) + 0 * b  # 64 bits
-        if KEEP:
-            if (i % T == 0) & (i > 0):
-                row = (b * tiles + i // T - 1) * N + n[:, None]
-                tl.store(keep_ptr + row * E + e[None, :], h, mask=both)
-        u = tl.load(u_ptr + b * u_b + e * u_e + t * u_l, mask=in_e, other=0.0).to(tl.float32)
-        dt = tl.load(delta_ptr + b * d_b + e * d_e + t * d_l, mask=in_e, other=0.0).to(tl.float32) + bias
-        Bt = tl.load(B_ptr + b * B_b + n * B_n + t * B_l, mask=in_n, other=0.0).to(tl.float32)
-        Ct = tl.load(C_ptr + b * C_b + n * C_n + t * C_l, mask=in_n, other=0.0).to(tl.float32)
-        if SOFTPLUS:
-            dt, _ = _softplus(dt)
-        h = tl.exp(dt[None, :] * A) * h + (dt * u)[None, :] * Bt[:, None]
-        y = tl.sum(h * Ct[:, None], axis=0) + D * u
-        if HAS_ADD:
-            y += tl.load(add_ptr + b * a_b + e * a_e + t * a_l, mask=in_e, other=0.0).to(tl.float32)
-        if HAS_Z:
-            z = tl.load(z_ptr + b * z_b + e * z_e + t * z_l, mask=in_e, other=0.0).to(tl.float32)
-            y = y * z * _sigmoid(z)
-        tl.store(out_ptr + b * o_b + e * o_e + t * o_l, y, mask=in_e)
+FIXED: list[Plan] = []  # a benchmark's own plan, instead of the table's
 
 
-@triton.jit
-def _backward_kernel(
-    g_ptr, u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, add_ptr, keep_ptr, scratch_ptr,
-    du_ptr, dd_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dbias_ptr, dadd_ptr,
-    E, L, N, tiles,
-    g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l, a_b, a_e, a_l,
-    du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l, da_b, da_e, da_l,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ADD: tl.constexpr, SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr, T: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    e = tl.program_id(1) * BE + tl.arange(0, BE)
-    n = tl.arange(0, BN)
-    in_e, in_n = e < E, n < N
-    both = in_n[:, None] & in_e[None, :]
-    A = tl.load(A_ptr + e[None, :] * N + n[:, None], mask=both, other=0.0)
-    D = tl.load(D_ptr + e, mask=in_e, other=0.0) if HAS_D else tl.zeros((BE,), tl.float32)
-    bias = tl.load(bias_ptr + e, mask=in_e, other=0.0) if HAS_BIAS else tl.zeros((BE,), tl.float32)
-    scratch = scratch_ptr + (b * T * N + n[:, None]) * E + e[None, :]  # state before step j of the tile: + j * N * E
-    dh = tl.zeros((BN, BE), tl.float32)
-    dA = tl.zeros((BN, BE), tl.float32)
-    dD = tl.zeros((BE,), tl.float32)
-    dbias = tl.zeros((BE,), tl.float32)
-    for k in range(tiles):
-        tile = tiles - 1 - k
-        steps = tl.minimum(L - tile * T, T)
-        row = (b * (tiles - 1) + tile - 1) * N + n[:, None]
-        h = tl.load(keep_ptr + row * E + e[None, :], mask=both & (tile > 0), other=0.0)
-        for j in tl.range(0, steps, num_stages=4):
-            i = tile * T + j
-            t = (L - 1 - i if REVERSE else i) + 0 * b  # 64 bits
-            tl.store(scratch + j * E * N, h, mask=both)
-            u = tl.load(u_ptr + b * u_b + e * u_e + t * u_l, mask=in_e, other=0.0).to(tl.float32)
-            dt = tl.load(delta_ptr + b * d_b + e * d_e + t * d_l, mask=in_e, other=0.0).to(tl.float32) + bias
-            Bt = tl.load(B_ptr + b * B_b + n * B_n + t * B_l, mask=in_n, other=0.0).to(tl.float32)
-            if SOFTPLUS:
-                dt, _ = _softplus(dt)
-            h = tl.exp(dt[None, :] * A) * h + (dt * u)[None, :] * Bt[:, None]
-        tl.debug_barrier()  # the states are read back below, perhaps by other threads
-        for back in tl.range(0, steps, num_stages=3):
-            j = steps - 1 - back
-            i = tile * T + j
-            t = (L - 1 - i if REVERSE else i) + 0 * b  # 64 bits
-            u = tl.load(u_ptr + b * u_b + e * u_e + t * u_l, mask=in_e, other=0.0).to(tl.float32)
-            dt = tl.load(delta_ptr + b * d_b + e * d_e + t * d_l, mask=in_e, other=0.0).to(tl.float32) + bias
-            Bt = tl.load(B_ptr + b * B_b + n * B_n + t * B_l, mask=in_n, other=0.0).to(tl.float32)
-            Ct = tl.load(C_ptr + b * C_b + n * C_n + t * C_l, mask=in_n, other=0.0).to(tl.float32)
-            g = tl.load(g_ptr + b * g_b + e * g_e + t * g_l, mask=in_e, other=0.0).to(tl.float32)
-            before = tl.load(scratch + j * E * N, mask=both, other=0.0)
-            slope = 1.0
-            if SOFTPLUS:
-                dt, slope = _softplus(dt)
-            decay = tl.exp(dt[None, :] * A)
-            h = decay * before + (dt * u)[None, :] * Bt[:, None]
-            if HAS_Z:
-                z = tl.load(z_ptr + b * z_b + e * z_e + t * z_l, mask=in_e, other=0.0).to(tl.float32)
-                gate = _sigmoid(z)
-                y = tl.sum(h * Ct[:, None], axis=0) + D * u
-                if HAS_ADD:
-                    y += tl.load(add_ptr + b * a_b + e * a_e + t * a_l, mask=in_e, other=0.0).to(tl.float32)
-                dz = g * y * (gate + z * gate * (1.0 - gate))
-                tl.store(dz_ptr + b * dz_b + e * dz_e + t * dz_l, dz, mask=in_e)
-                g = g * z * gate
-            if HAS_ADD:
-                tl.store(dadd_ptr + b * da_b + e * da_e + t * da_l, g, mask=in_e)
-            dh += g[None, :] * Ct[:, None]
-            tl.atomic_add(dC_ptr + (b * L + t) * N + n, tl.sum(g[None, :] * h, axis=1), mask=in_n, sem="relaxed")
-            tl.atomic_add(
-                dB_ptr + (b * L + t) * N + n, tl.sum(dh * (dt * u)[None, :], axis=1), mask=in_n, sem="relaxed"
-            )
-            dx = tl.sum(dh * Bt[:, None], axis=0)
-            dh = dh * decay
-            through = dh * before
-            dA += through * dt[None, :]
-            ddt = (tl.sum(through * A, axis=0) + dx * u) * slope
-            dD += g * u
-            dbias += ddt
-            tl.store(du_ptr + b * du_b + e * du_e + t * du_l, dx * dt + D * g, mask=in_e)
-            tl.store(dd_ptr + b * dd_b + e * dd_e + t * dd_l, ddt, mask=in_e)
-        tl.debug_barrier()
-    tl.store(dA_ptr + (b * E + e[None, :]) * N + n[:, None], dA, mask=both)
-    tl.store(dD_ptr + b * E + e, dD, mask=in_e)
-    tl.store(dbias_ptr + b * E + e, dbias, mask=in_e)
+def plan(batch: int, channels: int, length: int, states: int, sides: int) -> Plan:
+    """The plan for a shape, by what was measured."""
+    if FIXED:
+        return FIXED[0]
+    return Plan(steps=64 if length <= 8192 else 128)
+
+
+def _chunks(x: ScanInputs) -> tuple[Plan, int]:
+    batch, channels, length, states = x.shape
+    chosen = plan(batch, channels, length, states, len(x.sides))
+    return chosen, triton.cdiv(length, chosen.steps)
+
+
+def _keep(x: ScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
+    """State that enters each chunk (sides, B, chunks, N, E), and the outputs before the gate; empty if not needed."""
+    batch, channels, _, states = x.shape
+    _, chunks = _chunks(x)
+    shape = (len(x.sides), batch, chunks, states, channels) if keep and chunks > 1 else (0,)
+    before = empty_like_layout(x.u) if keep and x.z is not None else x.u.new_empty(0)
+    return x.u.new_empty(shape, dtype=torch.float32), before
+
+
+def _alike(a: Tensor | None, b: Tensor | None, parameter: bool) -> bool:
+    """Whether both directions' tensors can be read with one type and one set of strides."""
+    if a is None or b is None:
+        return a is b
+    plain = a.dtype != torch.float64 and (not parameter or a.is_contiguous())
+    return plain and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _made_alike(a: Any, b: Any) -> tuple[Any, Any]:
+    if a is None or b is None:  # nothing of one direction: zeros, whose gradient nobody asks for
+        return (a, torch.zeros_like(a)) if b is None else (torch.zeros_like(b), b)
+    widest = torch.promote_types(a.dtype, b.dtype)
+    dtype = torch.float32 if widest == torch.float64 else widest
+    return a.to(dtype).contiguous(), b.to(dtype).contiguous()
+
+
+def _kernel_inputs(x: ScanInputs) -> ScanInputs:
+    """What the kernels can read: float32 at most, parameters contiguous, both directions alike; mostly x itself."""
+    ahead: list[Any] = list(x.sides[0])
+    back: list[Any] = list(x.sides[-1])
+    fits = [_alike(a, b, i in (5, 6)) for i, (a, b) in enumerate(zip(ahead, back))]
+    if all(fits) and (x.z is None or x.z.dtype != torch.float64):
+        return x
+    states = x.shape[3]
+    for side in (ahead, back):  # fewer states than the other direction: states that stay 0
+        missing = states - side[2].shape[1]
+        if missing:
+            side[2] = pad(side[2], (0, missing))
+            side[3], side[4] = (pad(t, (0, 0, 0, missing)) for t in side[3:5])
+    for i, fit in enumerate(fits):
+        if not fit and (ahead[i] is not None or back[i] is not None):
+            ahead[i], back[i] = _made_alike(ahead[i], back[i])
+    sides = [ahead, back][: len(x.sides)]
+    return x.like([*(t for side in sides for t in side), x.z.float() if x.z is not None else None])
 
 
 def _strides(*tensors: Tensor) -> list[int]:
     return [s for x in tensors for s in x.stride()]
 
 
-def _or(x: Tensor | None, other: Tensor) -> Tensor:
-    return x if x is not None else other
+class _Launch:
+    """The arguments that the kernels share."""
 
+    def __init__(self, x: ScanInputs) -> None:
+        self.batch, self.channels, self.length, self.states = x.shape
+        self.plan, self.chunks = _chunks(x)
+        self.count = len(x.sides)
+        self.first, self.second = x.sides[0], x.sides[-1]
+        self.z = x.z if x.z is not None else x.u
+        self.blocks = triton.cdiv(self.channels, self.plan.channels)
+        self.reverse = int(x.reverse)
+        self.meta: dict[str, Any] = {
+            "BE": self.plan.channels,
+            "BN": max(triton.next_power_of_2(self.states), 16),
+            "num_warps": self.plan.warps,
+        }
+        if self.plan.registers:
+            self.meta["maxnreg"] = self.plan.registers
 
-def _checkpoint_shape(u: Tensor, states: int, keep: bool) -> tuple[int, ...]:
-    batch, channels, length = u.shape
-    return batch, max((length + _TILE - 1) // _TILE - 1, 0) if keep else 0, states, channels
+    def both(self, *names: str) -> list[Tensor]:
+        """Each named tensor of the first direction and of the second; A where there is none, which is not read."""
+        found = [getattr(side, name) for name in names for side in (self.first, self.second)]
+        return [x if x is not None else self.first.A for x in found]
 
+    def sizes(self, *rest: int) -> list[int]:
+        """E, L, N, T, B, chunks and what follows."""
+        return [self.channels, self.length, self.states, self.plan.steps, self.batch, self.chunks, *rest]
 
-def _constants(
-    A: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None, add: Tensor | None
-) -> dict[str, int | bool]:
-    return {
-        "HAS_D": D is not None,
-        "HAS_Z": z is not None,
-        "HAS_BIAS": bias is not None,
-        "HAS_ADD": add is not None,
-        "T": _TILE,
-        "BE": _CHANNELS,
-        "BN": triton.next_power_of_2(A.shape[1]),
-        "num_warps": 1 if A.shape[1] <= 32 else 4,
-    }
-
-
-def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    add: Tensor | None,
-    softplus: bool,
-    reverse: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    out = empty_like_layout(u)
-    checkpoints = u.new_empty(_checkpoint_shape(u, A.shape[1], keep), dtype=torch.float32)
-    if u.numel() == 0:
-        return out, checkpoints
-    batch, channels, length = u.shape
-    a, skip, bias = (x.float().contiguous() if x is not None else None for x in (A, D, delta_bias))
-    _forward_kernel[(batch, triton.cdiv(channels, _CHANNELS))](
-        u, delta, a, B, C, skip, z, bias, add, out, checkpoints, channels, length, A.shape[1], checkpoints.shape[1],
-        *_strides(u, delta, B, C, _or(z, u), _or(add, u), out),
-        SOFTPLUS=softplus, REVERSE=reverse, KEEP=keep, **_constants(A, D, z, delta_bias, add),
-    )  # fmt: skip
-    return out, checkpoints
-
-
-def _backward(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    add: Tensor | None,
-    checkpoints: Tensor,
-    softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, ...]:
-    batch, channels, length = u.shape
-    states = A.shape[1]
-    a, skip, bias = (x.float().contiguous() if x is not None else None for x in (A, D, delta_bias))
-    du, ddelta = empty_like_layout(u), empty_like_layout(delta)
-    dz = empty_like_layout(z) if z is not None else none(u)
-    dadd = empty_like_layout(u) if add is not None else none(u)
-    (gB, dB), (gC, dC) = state_gradient(B, 1), state_gradient(C, 1)
-    gB.zero_()
-    gC.zero_()
-    floats: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
-    dA = torch.zeros(batch, channels, states, **floats)
-    dD, dbias = torch.zeros(batch, channels, **floats), torch.zeros(batch, channels, **floats)
-    if u.numel():
-        scratch = torch.empty(batch, _TILE, states, channels, **floats)
-        tiles = triton.cdiv(length, _TILE)
-        _backward_kernel[(batch, triton.cdiv(channels, _CHANNELS))](
-            grad, u, delta, a, B, C, skip, z, bias, add, checkpoints, scratch,
-            du, ddelta, dA, gB, gC, dD, dz, dbias, dadd, channels, length, states, tiles,
-            *_strides(grad, u, delta, B, C, _or(z, u), _or(add, u), du, ddelta),
-            *_strides(dz if z is not None else du, dadd if add is not None else du),
-            SOFTPLUS=softplus, REVERSE=reverse, **_constants(A, D, z, delta_bias, add),
+    def carry(self, state: Tensor, totals: Tensor, backwards: bool) -> None:
+        """Turns each chunk's own end state into the state that enters it."""
+        lanes = 32 * (4 if self.channels > 64 else 1)
+        grid = (self.count * self.batch, self.states * triton.cdiv(self.channels, lanes))
+        a = self.first.A
+        carry_kernel[grid](
+            state, totals, *self.both("A"), totals, totals, self.channels, self.states, self.batch, self.chunks,
+            *a.stride(), REVERSE=backwards, HAS_INIT=False, HAS_LAST=False, BE=lanes, num_warps=lanes // 32,
         )  # fmt: skip
-    for buffer, out in ((gB, dB), (gC, dC)):
-        if out.dtype != torch.float32:
-            out.copy_(buffer.transpose(1, 2))
-    return (
-        du,
-        ddelta,
-        dA.sum(0).to(A.dtype),
-        dB,
-        dC,
-        dD.sum(0).to(D.dtype) if D is not None else none(u),
-        dz,
-        dbias.sum(0).to(delta_bias.dtype) if delta_bias is not None else none(u),
-        dadd,
-    )
 
 
-_scan = register("triton_scan", ["cuda", "cpu"], _forward, _backward, _checkpoint_shape, 1)
+def _options(x: ScanInputs, *names: str) -> dict[str, bool]:
+    side = x.sides[0]
+    known = {
+        "HAS_D": side.D is not None,
+        "HAS_Z": x.z is not None,
+        "HAS_BIAS": side.delta_bias is not None,
+        "SOFTPLUS": x.delta_softplus,
+    }
+    return {name: known[name] for name in names}
 
 
-def selective_scan_triton(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    reverse: bool = False,
-    add: Tensor | None = None,
-) -> Tensor:
-    """Same contract as `selective_scan_reference` on CUDA tensors (CPU tensors under TRITON_INTERPRET=1).
+def _forward(x: ScanInputs, keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
+    out = empty_like_layout(x.u)
+    state, before = _keep(x, keep)
+    if x.u.numel() == 0:
+        return out, (state, before)
+    given = _kernel_inputs(x)
+    go = _Launch(given)
+    u, delta, A, B, C = go.first[:5]
+    with torch.cuda.device_of(u):
+        if go.chunks > 1:
+            if not keep:
+                state = u.new_empty(go.count, go.batch, go.chunks, go.states, go.channels, dtype=torch.float32)
+            totals = u.new_empty(go.count, go.batch, go.chunks, go.channels, dtype=torch.float32)
+            end_state_kernel[(go.blocks * (go.chunks - 1) * go.batch, go.count)](
+                *go.both("u", "delta", "A", "B", "delta_bias"), state, totals,
+                *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(u, delta, A, B),
+                **_options(given, "HAS_BIAS", "SOFTPLUS"), **go.meta,
+            )  # fmt: skip
+            go.carry(state, totals, False)
+        output_kernel[(go.blocks * go.chunks * go.batch,)](
+            *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, state, out, before,
+            *go.sizes(go.blocks, go.reverse), *_strides(u, delta, A, B, C, go.z, out),
+            SIDES=go.count, HAS_STATE=go.chunks > 1, KEEP=keep,
+            **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
+        )  # fmt: skip
+    return out, (state if keep else u.new_empty(0, dtype=torch.float32), before)
 
-    `add` (B, E, L) joins the output before the gate.
+
+def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tensor | None]:
+    state, before = kept
+    given = _kernel_inputs(x)
+    go = _Launch(given)
+    u, delta, A, B, C = go.first[:5]
+    floats: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
+    du, ddelta = ([empty_like_layout(t) for t in go.both(name)[: go.count]] for name in ("u", "delta"))
+    dB, dC = ([t.new_empty(go.batch, go.length, go.states) for t in go.both(name)[: go.count]] for name in "BC")
+    dz = empty_like_layout(x.z) if x.z is not None else None
+    y, gate = (before, dz) if dz is not None else (du[0], du[0])  # not touched without z
+    rows = go.count, go.batch * go.chunks
+    matrix = torch.empty(*rows, go.channels, go.states, **floats)
+    vectors = torch.empty(*rows, 2, go.channels, **floats)
+    if u.numel():
+        with torch.cuda.device_of(u):
+            dstate = state
+            if go.chunks > 1:
+                dstate = torch.empty_like(state)
+                totals = torch.empty(go.count, go.batch, go.chunks, go.channels, **floats)
+                start_gradient_kernel[(go.blocks * (go.chunks - 1) * go.batch, go.count)](
+                    grad, *go.both("delta", "A", "C", "delta_bias"), go.z, dstate, totals,
+                    *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(grad, delta, A, C, go.z),
+                    **_options(given, "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
+                )  # fmt: skip
+                go.carry(dstate, totals, True)
+            items = go.count * go.batch * go.chunks * go.blocks
+            programs = min(items, go.plan.programs)
+            scratch = torch.empty(programs, go.plan.steps // go.plan.group * go.states * go.plan.channels, **floats)
+            parts = torch.empty(go.count, go.batch, go.length, go.blocks, 2, go.states, **floats)
+            exact = u.dtype == torch.float32 if go.plan.exact is None else go.plan.exact
+            along = (grad, u, delta, go.z, y, du[0], ddelta[0], gate)
+            gradient_kernel[(programs,)](
+                grad, *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, y, state, dstate, scratch,
+                du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
+                *go.sizes(go.blocks, items, go.reverse), 1.0,
+                *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
+                HAS_STATE=go.chunks > 1, EXACT=exact, K=go.plan.group, KEEP=go.plan.keep,
+                UNIT=all(t.stride(1) == 1 for t in along),
+                **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
+            )  # fmt: skip
+            sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](
+                parts, dB[0], dB[-1], dC[0], dC[-1], go.length, go.states, go.batch, go.blocks, BT=32,
+                BN=triton.next_power_of_2(go.states), num_warps=1,
+            )  # fmt: skip
+    else:
+        matrix.zero_()
+        vectors.zero_()
+    dA, dvectors = matrix.sum(1), vectors.sum(1)
+    got: list[Tensor | None] = []
+    for i, side in enumerate(x.sides):
+        own = side.A.shape[1]
+        got += [du[i].to(side.u.dtype), ddelta[i].to(side.delta.dtype), dA[i, :, :own].contiguous().to(side.A.dtype)]
+        got += [d[i][..., :own].transpose(1, 2).to(t.dtype) for d, t in ((dB, side.B), (dC, side.C))]
+        got += [dvectors[i, j].to(t.dtype) if t is not None else None for j, t in ((0, side.D), (1, side.delta_bias))]
+    return [*got, dz]
+
+
+_BACKEND = Backend(_forward, _backward, _keep, kept=2)
+_SCANS = {
+    1: register("triton_scan", ["cuda", "cpu"], 1, _BACKEND),
+    2: register("triton_bidirectional", ["cuda", "cpu"], 2, _BACKEND),
+}
+
+
+def selective_scan_triton(inputs: ScanInputs) -> Tensor:
+    """The scan of `inputs`, one or two directions, on CUDA tensors (CPU tensors under TRITON_INTERPRET=1).
+
+    Differentiable once; float64 is computed in float32. RuntimeError on other devices.
     """
-    if u.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(f"selective_scan: backend triton needs CUDA tensors, got {u.device}")
-    return _scan(u, delta, A, B, C, D, z, delta_bias, add, delta_softplus=delta_softplus, reverse=reverse)
+    if inputs.u.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(f"selective_scan: backend triton needs CUDA tensors, got {inputs.u.device}")
+    return _SCANS[len(inputs.sides)](inputs)

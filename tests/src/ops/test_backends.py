@@ -9,7 +9,7 @@ import torch
 import src.ops.selective_scan as scan
 from src.ops import causal_conv1d, compiled
 from src.ops.selective_scan.check import NAMES, Case, make_inputs
-from src.ops.selective_scan.operator import register
+from src.ops.selective_scan.operator import Backend, register
 
 needs_kernels = pytest.mark.skipif(compiled.find_library() is None, reason=compiled.MISSING)
 HAS_MAMBA = False
@@ -61,9 +61,9 @@ def test_auto_has_a_backend_for_any_state_size():
 
 
 @pytest.mark.parametrize(
-    ("loads", "expected"), [({"cuda", "triton"}, "cuda"), ({"triton"}, "triton"), (set(), "chunked")]
+    ("loads", "expected"), [({"cuda", "triton"}, "triton"), ({"cuda"}, "cuda"), (set(), "chunked")]
 )
-def test_auto_on_cuda_prefers_mamba_ssm_then_triton(fresh, loads, expected):
+def test_auto_on_cuda_prefers_triton_then_mamba_ssm(fresh, loads, expected):
     fresh.setattr(scan, "_loads", (loads | {"chunked"}).__contains__)
     assert scan.choose_backend("cuda", torch.bfloat16, 16) == expected
 
@@ -126,7 +126,7 @@ def test_missing_triton_says_what_to_install(fresh):
 def test_unknown_backend_names_the_known_ones():
     with pytest.raises(ValueError, match="known: auto, reference, chunked, cpu, cuda, triton"):
         scan.selective_scan(**arguments(), backend="gpu")
-    with pytest.raises(ValueError, match="known: auto, torch, cpu, cuda"):
+    with pytest.raises(ValueError, match="known: auto, torch, cpu, triton, cuda"):
         causal_conv1d.causal_conv1d(torch.randn(1, 4, 9), torch.randn(4, 4), backend="gpu")
 
 
@@ -151,7 +151,7 @@ def test_u_must_have_three_axes():
 
 def test_a_backend_is_registered_once():
     with pytest.raises(RuntimeError):
-        register("scan", ["cpu"], print, print, print, 1)
+        register("scan", ["cpu"], 1, Backend(print, print, print, kept=1))
 
 
 def test_memory_can_be_kept_where_there_is_glibc():

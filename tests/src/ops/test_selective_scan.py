@@ -10,7 +10,6 @@ from src.ops import compiled
 from src.ops.selective_scan import available_backends, selective_scan
 from src.ops.selective_scan import cpu as cpu_backend
 from src.ops.selective_scan.check import NAMES, TOLERANCE, Case, cases, errors, make_inputs, reference, run
-from src.ops.selective_scan.reference import selective_scan_reference
 
 DEVICE = os.environ.get("SCAN_TEST_DEVICE", "cpu")  # benchmarks/gpu.sh sets cuda
 # Triton's interpreter is too slow for the whole matrix; test_triton.py takes the small cases.
@@ -85,7 +84,8 @@ def test_gradcheck_of_the_reference(reverse):
     u, delta, z, B, C, D, bias = new(2, 3, 5), new(2, 3, 5), new(2, 3, 5), new(2, 2, 5), new(2, 2, 5), new(3), new(3)
     A = (-torch.rand(3, 2, generator=generator, dtype=torch.float64) - 0.1).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda *x: selective_scan_reference(*x, delta_softplus=True, reverse=reverse), (u, delta, A, B, C, D, z, bias)
+        lambda *x: selective_scan(*x, delta_softplus=True, reverse=reverse, backend="reference"),
+        (u, delta, A, B, C, D, z, bias),
     )
 
 

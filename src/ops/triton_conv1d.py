@@ -1,0 +1,134 @@
+"""Triton kernels of the causal convolution, forward and backward, either direction (imported only when asked for).
+
+A program has BT steps of BE channels. The backward recomputes what entered the activation, at each of the W places
+that an input reaches; sums over time go to memory program by program, so nothing is atomic.
+With TRITON_INTERPRET=1 the kernels run on CPU tensors.
+
+Legend: B batch, E channels, L sequence length, W filter width.
+"""
+
+# ruff: noqa: ANN001, ANN202 (kernel arguments are pointers and numbers; a constexpr test stands alone)
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from src.ops.compiled import empty_like_layout
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_STEPS, _CHANNELS, _WARPS = 32, 64, 4
+
+
+@triton.jit
+def _before_activation(
+    x, weight_ptr, bias_ptr, t, e, in_e, L, x_e, x_l, WAY: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr
+):  # fmt: skip
+    """The convolution's sum at steps t, which may lie outside of the sequence."""
+    y = tl.zeros((t.shape[0], e.shape[0]), tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + e, mask=in_e, other=0.0).to(tl.float32)[None, :]
+    for k in tl.static_range(WIDTH):
+        s = t + WAY * (k - WIDTH + 1)
+        inside = ((s >= 0) & (s < L))[:, None] & in_e[None, :]
+        w = tl.load(weight_ptr + e * WIDTH + k, mask=in_e, other=0.0).to(tl.float32)
+        y += tl.load(x + s[:, None] * x_l + e[None, :] * x_e, mask=inside, other=0.0).to(tl.float32) * w[None, :]
+    return y
+
+
+@triton.jit(do_not_specialize=["L"])
+def _forward_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, E, L, blocks, x_b, x_e, x_l, o_b, o_e, o_l,
+    WAY: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BT: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) // blocks * BT + tl.arange(0, BT)
+    e = tl.program_id(0) % blocks * BE + tl.arange(0, BE)
+    in_e = e < E
+    y = _before_activation(x_ptr + b * x_b, weight_ptr, bias_ptr, t, e, in_e, L, x_e, x_l, WAY, WIDTH, HAS_BIAS)
+    if SILU:
+        y = y / (1.0 + tl.exp2(-y * _LOG2E))
+    at = out_ptr + b * o_b + t[:, None] * o_l + e[None, :] * o_e
+    tl.store(at, y, mask=(t < L)[:, None] & in_e[None, :])
+
+
+@triton.jit(do_not_specialize=["L"])
+def _backward_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, dx_ptr, sums_ptr, E, L, blocks,
+    g_b, g_e, g_l, x_b, x_e, x_l, d_b, d_e, d_l,
+    WAY: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BT: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) // blocks * BT + tl.arange(0, BT)
+    e = tl.program_id(0) % blocks * BE + tl.arange(0, BE)
+    in_e = e < E
+    x = x_ptr + b * x_b
+    dx = tl.zeros((BT, BE), tl.float32)
+    row = (b * (tl.num_programs(0) // blocks) + tl.program_id(0) // blocks) * (WIDTH + 1)
+    for j in tl.static_range(WIDTH):  # the outputs that input t reaches: t itself, then those after it
+        s = t + WAY * j
+        inside = ((s >= 0) & (s < L))[:, None] & in_e[None, :]
+        g = tl.load(grad_ptr + b * g_b + s[:, None] * g_l + e[None, :] * g_e, mask=inside, other=0.0).to(tl.float32)
+        if SILU:
+            y = _before_activation(x, weight_ptr, bias_ptr, s, e, in_e, L, x_e, x_l, WAY, WIDTH, HAS_BIAS)
+            gate = 1.0 / (1.0 + tl.exp2(-y * _LOG2E))
+            g *= gate * (1.0 + y * (1.0 - gate))
+        w = tl.load(weight_ptr + e * WIDTH + WIDTH - 1 - j, mask=in_e, other=0.0).to(tl.float32)
+        dx += g * w[None, :]
+        if j == 0:
+            for k in tl.static_range(WIDTH):
+                r = t + WAY * (k - WIDTH + 1)
+                seen = ((r >= 0) & (r < L))[:, None] & in_e[None, :]
+                value = tl.load(x + r[:, None] * x_l + e[None, :] * x_e, mask=seen, other=0.0).to(tl.float32)
+                # 0 times what is not finite would not be 0
+                tl.store(sums_ptr + (row + k) * E + e, tl.sum(tl.where(inside, g * value, 0.0), axis=0), mask=in_e)
+            tl.store(sums_ptr + (row + WIDTH) * E + e, tl.sum(g, axis=0), mask=in_e)
+    at = dx_ptr + b * d_b + t[:, None] * d_l + e[None, :] * d_e
+    tl.store(at, dx, mask=(t < L)[:, None] & in_e[None, :])
+
+
+def _grid(x: Tensor) -> tuple[int, tuple[int, int]]:
+    batch, channels, length = x.shape
+    blocks = triton.cdiv(channels, _CHANNELS)
+    return blocks, (blocks * triton.cdiv(length, _STEPS), batch)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    """The convolution of x (B, E, L) with weight (E, W), in x's type and layout."""
+    out = empty_like_layout(x)
+    if x.numel():
+        blocks, grid = _grid(x)
+        w, offset = weight.contiguous(), bias if bias is not None else weight
+        with torch.cuda.device_of(x):
+            _forward_kernel[grid](
+                x, w, offset.contiguous(), out, x.shape[1], x.shape[2], blocks, *x.stride(), *out.stride(),
+                WAY=-1 if reverse else 1, SILU=silu, WIDTH=w.shape[1], HAS_BIAS=bias is not None,
+                BT=_STEPS, BE=_CHANNELS, num_warps=_WARPS,
+            )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias (empty without one)."""
+    dx, (channels, width) = empty_like_layout(x), weight.shape
+    blocks, grid = _grid(x)
+    sums = torch.empty(x.shape[0] * grid[0] // blocks, width + 1, channels, dtype=torch.float32, device=x.device)
+    if x.numel():
+        w, offset = weight.contiguous(), bias if bias is not None else weight
+        with torch.cuda.device_of(x):
+            _backward_kernel[grid](
+                grad, x, w, offset.contiguous(), dx, sums, channels, x.shape[2], blocks,
+                *grad.stride(), *x.stride(), *dx.stride(),
+                WAY=-1 if reverse else 1, SILU=silu, WIDTH=width, HAS_BIAS=bias is not None,
+                BT=_STEPS, BE=_CHANNELS, num_warps=_WARPS,
+            )  # fmt: skip
+    total = sums.sum(0)
+    dweight = total[:width].t().contiguous().to(weight.dtype)
+    return dx, dweight, total[width].to(bias.dtype) if bias is not None else x.new_empty(0, dtype=torch.float32)
