@@ -50,7 +50,7 @@ class Task:
     tuning: Tuning | None = None
 
 
-def make_loader(
+def probe_loader(
     cfg: ProbeConfig, samples: SampleList, mode: str, seed: int, transform: Transform, **reading: Any
 ) -> Loader:
     """The loader of one evaluation; `reading` are the arguments of `init_data` that its kind of data has."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.classification.evaluation import evaluate
-from evals.classification.task import Task, make_loader
+from evals.classification.task import Task, probe_loader
 from evals.config import ImageProbeConfig
 from src.datasets.data_manager import Loader
 from src.datasets.transforms import EvalTransform, TrainTransform
@@ -39,7 +39,7 @@ def build_task(cfg: ImageProbeConfig) -> Task:
         else:
             transform = EvalTransform(d.resolution, short_side=round(d.resolution * SHORT_SIDE))
         frames = cfg.pretrain.frames_per_clip
-        return make_loader(cfg, samples, mode, seed, transform, dataset_type="ImageDataset", num_frames=frames)
+        return probe_loader(cfg, samples, mode, seed, transform, dataset_type="ImageDataset", num_frames=frames)
 
     return Task(
         train=train,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evals.classification.evaluation import evaluate
-from evals.classification.task import Task, make_loader
+from evals.classification.task import Task, probe_loader
 from evals.config import VideoClassificationConfig, VideoProbeConfig
 from src.datasets.augmentation import PretrainTransform, make_transforms
 from src.datasets.data_manager import Loader
@@ -49,7 +49,7 @@ def build_task(cfg: VideoClassificationConfig) -> Task:
         else:
             transform = EvalTransform(o.resolution, d.num_views_per_segment if mode == "val" else 1)
         reading = {"random_clip_sampling": mode == "augment", "max_skip_fraction": d.max_skip_fraction, **sampling}
-        return make_loader(cfg, samples, mode, seed, transform, dataset_type="VideoDataset", **reading)
+        return probe_loader(cfg, samples, mode, seed, transform, dataset_type="VideoDataset", **reading)
 
     return Task(
         train=str(d.dataset_train),
