@@ -152,7 +152,8 @@ def _cell(score: Score) -> str:
 
 def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
     """All heads that trained side by side, by encoder; the star is at the one whose figure counts."""
-    table = Table(title="attentive heads side by side: accuracy in %\n* is reported: best on the inner validation samples")
+    title = "attentive heads side by side: accuracy in %\n* is reported: best on the inner validation samples"
+    table = Table(title=title)
     for column in ("encoder", "lr", "weight decay", "train", "inner val", "val"):
         table.add_column(column, justify="left" if column == "encoder" else "right", no_wrap=True)
     for name, rows in heads.items():
