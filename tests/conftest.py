@@ -6,12 +6,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import copy
 import csv
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from src.datasets.embedded.motion import write_motion
+
+# For what takes moments on an idle machine: a test waits for a condition, and no longer than this.
+PATIENCE_S = 300
 
 SMALL = {
     "app": "vjepa",
@@ -41,6 +46,34 @@ SMALL = {
     },
     "optimization": {"ipe": 4, "epochs": 3, "warmup": 1, "start_lr": 1e-4, "lr": 1e-3, "ema": [0.9, 1.0]},
 }
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """Polls until `condition()` is true, and returns what it is."""
+
+    def wait(condition, what):
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE_S} s"
+            time.sleep(0.02)
+        return found
+
+    return wait
+
+
+@pytest.fixture
+def ends():
+    """For what might never end: then the test fails, and the others are run."""
+
+    def give_up(signum, frame):
+        raise TimeoutError(f"no end within {PATIENCE_S} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

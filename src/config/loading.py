@@ -51,7 +51,7 @@ def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridde
         UserError: as `load_config`.
     """
     dead: list[str] = []
-    old: list[str] = []
+    old: list[tuple[str, str]] = []
     unknown: list[tuple[str | int, ...]] = []
     raw = _present_keys(raw, schema, (), dead, old, unknown)
     if unknown:  # first: a misspelt key often comes with a missing one, and this much is known without importing models
@@ -61,7 +61,9 @@ def from_dict(raw: dict[str, Any], schema: type[SchemaT], source: str, overridde
     if dead:
         logger.warning(f"{source}: ignored, as nothing reads them: {', '.join(dead)}")
     if old:
-        logger.warning(f"{source}: {'; '.join(old)}: the old name is still read")
+        names = "; ".join(f"{was} is now {now}" for was, now in old)
+        logger.warning(f"{source}: {names}: the old name is still read")
+        overridden = overridden | {now for was, now in old if was in overridden}
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
@@ -102,7 +104,7 @@ def _present_keys(
     schema: type[Section] | None,
     at: tuple[str | int, ...],
     dead: list[str],
-    old: list[str],
+    old: list[tuple[str, str]],
     unknown: list[tuple[str | int, ...]],
 ) -> Any:
     """Copy `raw` as this version has it. Keys that nothing reads go to `dead`, old names to `old`, the rest to
@@ -114,8 +116,8 @@ def _present_keys(
         return [_present_keys(item, schema, (*at, i), dead, old, unknown) for i, item in enumerate(raw)]
     if not isinstance(raw, dict):
         return raw
-    raw, notes = with_new_names(raw, schema.renamed, "".join(f"{part}." for part in at))
-    old += notes
+    raw, found = with_new_names(raw, schema.renamed, "".join(f"{part}." for part in at))
+    old += found
     kept = {}
     for key, value in raw.items():
         field = schema.model_fields.get(key)

@@ -13,26 +13,30 @@ class Renamed(NamedTuple):
     values: Mapping[str, Mapping[str, str]] = {}
 
 
-def with_new_names(section: Mapping[str, Any], renamed: Renamed, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+def with_new_names(
+    section: Mapping[str, Any], renamed: Renamed, prefix: str = ""
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """A section under its new names.
 
     Where a key is given under both names the later one counts: overrides are appended to what a file says.
 
     Args:
-        prefix: dotted name of the section with a dot at the end, for the notes.
+        prefix: dotted name of the section with a dot at the end.
 
     Returns:
-        (the section, a note for each old name: `loss.target_pooled is now loss.clip_mean_weight`)
+        (the section, what was renamed: (`loss.target_pooled`, `loss.clip_mean_weight`) for a key, and
+        (`loss.target_norm=batch`, `batch_standardize`) for a value)
     """
     new: dict[str, Any] = {}
-    notes = []
+    found = []
     for key, value in section.items():
         name = renamed.keys.get(key, key)
         if name != key:
-            notes.append(f"{prefix}{key} is now {prefix}{name}")
+            found.append((f"{prefix}{key}", f"{prefix}{name}"))
         old_values = renamed.values.get(name, {})
         if isinstance(value, str) and value in old_values:
-            notes.append(f"{prefix}{name}={value} is now {old_values[value]}")
+            found.append((f"{prefix}{name}={value}", old_values[value]))
             value = old_values[value]
+        new.pop(name, None)
         new[name] = value
-    return new, notes
+    return new, found

@@ -146,6 +146,8 @@ def set_key(raw: dict[str, Any], key: str, value: Any, source: str) -> None:
         else:
             raise UserError(f"{source}: {key}: {here} is {kind_of(at)}, it has no '{part}'")
         if last:
+            if isinstance(at, dict):
+                at.pop(index, None)  # to the end: where a key is given by its old name too, the later one counts
             at[index] = value
         else:
             at = at[index]

@@ -17,7 +17,7 @@ def start():
         env |= {"FAULT": fault} if fault else {}
         script = str(Path(__file__).with_name("small_main.py"))
         command = [sys.executable, *launcher, script, "--fname", str(config), *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
         return done.returncode, done.stderr
 
     return run

@@ -13,12 +13,14 @@ def held(name, config, resume_preempt=False):
 
     from app import scaffold
     from app.vjepa import train
+    from app.vjepa.checkpoints import checkpoint_path
     from src.launch import preemption
 
     train_step = train.train_step
 
     def step_when_asked(args, run, group, now):
-        while run.step == HOLD and not preemption._received:
+        first = not checkpoint_path(args).exists()  # asked to stop, a run saves
+        while run.step == HOLD and first and not preemption._received:
             time.sleep(0.01)
         return train_step(args, run, group, now)
 

@@ -4,10 +4,13 @@ The processes that it starts import this module too, and so have the same fault.
 before it is taken; the fault is in a run's own process, as it would be there.
 """
 
+import datetime
 import os
 import shutil
 import signal
 import time
+
+import torch
 
 from app.vjepa import train
 from src.launch import processes
@@ -16,18 +19,29 @@ from src.utils.distributed import current
 from src.utils.errors import run_cli
 
 processes._GRACE_S = 1.0
+processes._DUMP_S = 60.0  # a process that writes where it hangs has ended long before
 for _name, _row in list(BACKBONES.items()):
     BACKBONES[_name] = _row._replace(depth=2)
 
 _train_step = train.train_step
 
 
+def hang(sign, here):
+    """Hang here, or go on where the other hangs: only then, so that no other wait can be too long, time is short."""
+    if here:
+        sign.touch()
+        time.sleep(3600)
+    while not sign.exists():
+        time.sleep(0.01)
+    torch.distributed.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=3))
+
+
 def faulty(args, run, group, now):
     """train_step, after or with the fault."""
     kind, rank, step = os.environ["FAULT"].split()
     hit = (current().rank, run.step) == (int(rank), int(step))
-    if hit and kind == "hang":
-        time.sleep(600)
+    if kind == "hang" and run.step == int(step):
+        hang(args.output_folder() / "hangs", hit)
     elif hit and kind == "folder":
         shutil.rmtree(args.output_folder())
     elif hit and kind.startswith("SIG"):

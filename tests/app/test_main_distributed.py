@@ -20,7 +20,7 @@ def run(tmp_path):
         path.write_text(yaml.safe_dump(content))
         fixed = ["--fname", str(path), "--folder", str(tmp_path / "jobs"), "--dry-run"]
         done = subprocess.run(
-            [sys.executable, "-m", module, *fixed, *words], capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", module, *fixed, *words], capture_output=True, text=True, timeout=600
         )
         return done.returncode, done.stdout, done.stderr.replace(str(path), "FILE")
 

@@ -1,8 +1,9 @@
 """Every command of the README and of docs/ is read by its program's parser, and run unless the page says why not.
 
-A fenced block says what it is: `sh` (commands), `python`, `yaml`, `text` (what a program prints). A block of commands
-that cannot be run here has a line `<!-- not run: the reason -->` above it; its commands are parsed all the same, and so
-are those inside a paragraph. The others run, in one folder that holds what the pages speak of, made small by SMALLER.
+A fenced block says what it is: `sh` (commands), `python`, `yaml`, `mermaid` (a picture), `text` (what a program
+prints). A block of commands that cannot be run here has a line `<!-- not run: the reason -->` above it; its commands
+are parsed all the same, and so are those inside a paragraph. The others run, in one folder that holds what the pages
+speak of, made small by SMALLER.
 """
 
 import argparse
@@ -67,6 +68,7 @@ RUNS_WHOLE = {
     "src.models.export",
 }
 SHELL = {"find", "awk"}
+LANGUAGES = ("sh", "python", "yaml", "mermaid", "text")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
@@ -177,7 +179,7 @@ def run(command: str, folder: Path) -> None:
         assert f"\n{command}\n" in (ROOT / ".ci/run").read_text(), f"CI does not run `{command}`: mark the block"
         return
     if words[0] in SHELL:
-        subprocess.run(["bash", "-c", command], cwd=folder, check=True, timeout=60)
+        subprocess.run(["bash", "-c", command], cwd=folder, check=True, timeout=300)
         return
     module, *rest = words[2:] if words[:2] == ["python", "-m"] else [""]
     smaller = [extra for key in (module, *rest) for extra in SMALLER.get(key, ())]
@@ -220,7 +222,7 @@ def test_nothing_is_overlooked():
     fences = sum(line.lstrip().startswith("```") for text in TEXTS.values() for line in text.splitlines())
     assert len(BLOCKS) == fences / 2
     for block in BLOCKS:
-        assert block.language in ("sh", "python", "yaml", "text"), f"{block}: is it sh, python, yaml or text?"
+        assert block.language in LANGUAGES, f"{block}: is it {', '.join(LANGUAGES[:-1])} or {LANGUAGES[-1]}?"
     for page, text in TEXTS.items():
         assert not re.search(r"^    (python|make|pip|torchrun) ", without_blocks(text), re.MULTILINE), (
             f"{page}: a fence"

@@ -155,12 +155,16 @@ class Cluster:
         """What SLURM knows of a job, ended ones included."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", job)))
 
-    def __exit__(self, *_: object) -> None:
+    def clear(self) -> None:
+        """End every job: one that a failed test left behind would keep its nodes."""
         self.run("scancel", "--state=PENDING", "--me", check=False)
         self.run("scancel", "--state=RUNNING", "--me", check=False)
         deadline = time.monotonic() + _PATIENCE_S
         while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
             time.sleep(0.2)
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
         for name in (*(f"slurmd-{node}.pid" for node in NODES), "slurmctld.pid", "munge.pid"):
             _end(self.folder / name)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -193,13 +197,20 @@ def _free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def started_cluster():
     try:
         started = Cluster()
         with started:
             yield started
     except RuntimeError as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+def cluster(started_cluster):
+    """The cluster, without jobs."""
+    yield started_cluster
+    started_cluster.clear()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_progress(tmp_path):
     status = read_status(tmp_path / "a")
     assert (status.state, status.epoch, status.epochs, status.step, status.steps) == ("running", 1, 2, 4, 6)
     assert status.loss == pytest.approx(15 / 4)
-    assert status.saved == pytest.approx(time.time(), abs=60)
+    assert status.saved == (tmp_path / "a" / "jepa-latest.pth.tar").stat().st_mtime
 
 
 @pytest.mark.parametrize("ipe", [3, None])
@@ -147,7 +147,7 @@ def results(folder, tag, **accuracies):
 
 def command(*words):
     done = subprocess.run(
-        [sys.executable, "-m", "tools.sweep_status", *map(str, words)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "tools.sweep_status", *map(str, words)], capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout, done.stderr
 

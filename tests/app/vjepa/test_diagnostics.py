@@ -8,7 +8,7 @@ import torch
 
 from app.vjepa import train
 from app.vjepa.config import PretrainConfig
-from app.vjepa.diagnostics import diagnostics_path
+from app.vjepa.diagnostics import RENAMED_COLUMNS, diagnostics_path
 from src.models.registry import BACKBONES
 from src.utils.distributed import init_distributed, shutdown
 
@@ -94,6 +94,24 @@ def test_a_resumed_run_goes_on_with_the_table(small):
     assert [[row[name] for name in same] for row in table(parts)][:2] == [
         [row[name] for name in same] for row in table(whole)
     ][:2]
+
+
+def test_the_table_of_an_earlier_version_is_continued_under_the_present_names(small):
+    """A run that stopped under names of columns that have changed since."""
+    cfg = config(small, optimization={"epochs": 2, "ipe_scale": 1.5})
+    train.main(cfg)
+    present = table(cfg)
+    old_names = {new: old for old, new in RENAMED_COLUMNS.items()}
+    header, *lines = diagnostics_path(cfg).read_text().splitlines()
+    header = ",".join(old_names.get(name, name) for name in header.split(","))
+    for name in ("target/sample_std", "target/sample_cosine", "prediction/sample_cosine"):
+        assert name in header.split(",")
+    diagnostics_path(cfg).write_text("\n".join([header, *lines]) + "\n")
+    train.main(config(small))
+    rows = table(cfg)
+    assert rows[:2] == present
+    assert [(row["epoch"], row["itr"]) for row in rows] == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert "target/between_clip_std" in rows[2] and not rows[2].keys() & RENAMED_COLUMNS.keys()
 
 
 def test_a_vit_has_no_state_space(small):

@@ -66,7 +66,7 @@ def test_a_stopped_run_ends_with_the_signal_s_code(small, start, tmp_path):
 
 def test_a_process_that_hangs_ends_the_run_and_is_named(small, start):
     _, config = small("run")
-    code, shown = start(config, "hang 1 2", COLLECTIVE_TIMEOUT_S="3")
+    code, shown = start(config, "hang 1 2")
     assert code == 1
     assert "error: rank 1 of 2 hangs: rank 0 waited for it in vain\n" in shown
     assert "Traceback" not in shown

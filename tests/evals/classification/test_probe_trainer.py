@@ -44,7 +44,7 @@ def test_two_processes_do_what_one_does_with_uneven_sizes(tmp_path):
     ]
     (tmp_path / "one").mkdir()
     one = worker.run(tmp_path / "one", batch_size=16)
-    assert [p.wait(timeout=60) for p in processes] == [0, 0]
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
     for rank in range(2):
         two = pickle.loads((tmp_path / f"outcome-{rank}.pkl").read_bytes())
         assert len(two.ids) == 53 and (two.ids == one.ids).all()  # each sample once

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from typing import ClassVar
 
 import pytest
@@ -180,10 +179,10 @@ def test_python_tags_do_nothing():
 
 
 def test_schemas_import_without_torch():
-    code = "import sys, evals.config, app.vjepa.config; assert 'torch' not in sys.modules"
-    start = time.monotonic()
+    """Nor anything else that takes long to import: mistakes are answered at once."""
+    slow = {"av", "matplotlib", "numpy", "PIL", "scipy", "sklearn", "submitit", "timm", "torch"}
+    code = f"import sys, evals.config, app.vjepa.config; assert not {slow} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - start < 2
 
 
 def test_what_is_dumped_is_read_back():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -186,10 +185,10 @@ def test_a_list_of_bad_videos_ends_within_a_minute(tmp_path, workers, training):
         (tmp_path / f"{i}.mp4").write_bytes(b"garbage" * i)
     path = tmp_path / "bad.csv"
     path.write_text("".join(f"{i}.mp4 0\n" for i in range(30)))
-    start = time.monotonic()
+    loader = _loader(path, num_workers=workers, training=training, total_steps=10**6, max_skip_fraction=1.0 - training)
     with pytest.raises(UserError, match=r"could (not )?be used"):
-        list(_loader(path, num_workers=workers, training=training, total_steps=10**6, max_skip_fraction=1.0 - training))
-    assert time.monotonic() - start < 20
+        list(loader)
+    assert 20 <= loader.skips.failed == loader.skips.attempts <= 30, "no video is tried for long"
 
 
 def test_short_and_long_videos_are_filtered_on_request(mp4_list):
@@ -235,11 +234,9 @@ class _Killer(TrainTransform):
         return super().__call__(frames, rng)
 
 
-def test_a_killed_worker_is_an_error_that_names_the_file(mp4_list):
-    start = time.monotonic()
+def test_a_killed_worker_is_an_error_that_names_the_file(mp4_list, ends):
     with pytest.raises(UserError, match=r"worker was killed.*video \d+\.mp4"):
         list(_loader(mp4_list, transform=_Killer(33), num_workers=1))
-    assert time.monotonic() - start < 30
 
 
 def test_mistakes(mp4_list, tmp_path):

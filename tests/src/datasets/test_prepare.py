@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -164,21 +163,17 @@ def _runs(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
-def test_a_killed_pass_leaves_nothing_half_done(mp4_list, tmp_path):
+def test_a_killed_pass_leaves_nothing_half_done(mp4_list, tmp_path, wait_for):
     """The second run finishes what the first, killed one had begun."""
     (tmp_path / "list.csv").write_text("".join(f"{mp4_list.parent}/video {i % 12}.mp4 0\n" for i in range(200)))
     arguments = ["--list", str(tmp_path / "list.csv"), "--out", str(tmp_path / "set"), "--shards", "20"]
     command = [sys.executable, "-m", "src.datasets.prepare", *arguments, "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "set").glob("*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list((tmp_path / "set").glob("*.jsonl")) or process.poll() is not None, "a finished shard")
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 0 < len(list((tmp_path / "set").glob("*.jsonl"))) < 20
-    while any(map(_runs, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(_runs, workers)), "its workers must end with it"
+    wait_for(lambda: not any(map(_runs, workers)), "its workers must end with it")
     assert main([*arguments, "--workers", "1"]) == 0
     assert check(tmp_path / "set") == []

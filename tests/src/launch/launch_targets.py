@@ -54,7 +54,7 @@ def sleep(folder):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (Path(folder) / f"{current().rank}.tmp").write_text(str(os.getpid()))
     (Path(folder) / f"{current().rank}.tmp").rename(Path(folder) / f"{current().rank}.pid")
-    time.sleep(120)
+    time.sleep(3600)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def run_as_slurm(folder, targets, signal_name, state, scontrol, restarts=0):
     env |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_CPUS_PER_TASK": "1"}
     env["SLURM_RESTART_COUNT"] = str(restarts)
     words = [sys.executable, "-m", "submitit.core._submit", str(folder)]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=600)
     asked = (folder / "scontrol").read_text() if (folder / "scontrol").exists() else ""
     with (folder / "77_submitted.pkl").open("rb") as file:
         return done, asked, pickle.load(file).function.resume

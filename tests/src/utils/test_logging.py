@@ -71,6 +71,14 @@ def test_other_columns_are_refused(path):
         write(path, [], resume_at=(1, 0))
 
 
+def test_columns_of_an_earlier_version_get_their_present_names(path):
+    path.write_text("epoch,itr,cost\n1,0,0.10000\n1,1,0.20000\n")
+    with pytest.raises(UserError, match=r"its columns \(epoch,itr,cost\) are not this run's"):
+        write(path, [], resume_at=(1, 1))
+    write(path, [(1, 1, 0.3)], resume_at=(1, 1), renamed={"cost": "loss", "other": "itr"})
+    assert path.read_text() == "epoch,itr,loss\n1,0,0.10000\n1,1,0.30000\n"
+
+
 def test_a_strange_row_is_refused(path):
     path.write_text("epoch,itr,loss\n1,0,0.1\nhello\n")
     with pytest.raises(UserError, match="line 3 is not a row of this log: hello"):

@@ -55,7 +55,7 @@ def at_a_terminal(code, columns=80):
         while part := os.read(leader, 65536):
             written += part
     os.close(leader)
-    assert process.wait(timeout=60) == 0, written.decode()
+    assert process.wait(timeout=300) == 0, written.decode()
     return written.decode()
 
 

@@ -196,7 +196,7 @@ def test_permission_as_another_user(tmp_path, media):
     for folder in path.parents:
         if folder.stat().st_mode & 0o5 != 0o5 and folder.is_relative_to("/tmp") and str(folder) != "/tmp":
             folder.chmod(folder.stat().st_mode | 0o5)
-    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=300)
     assert out.stdout.strip() == "permission", out.stderr
 
 
