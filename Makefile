@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 .PHONY: demo test test-extras test-wheel lint format clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m src.datasets.embedded.motion --scene drift
+	$(BIN)/python -m src.datasets.embedded.generate --scene drift
 	$(BIN)/python -m app.main --fname configs/pretrain/vm_tiny.yaml
 	$(BIN)/python -m evals.main --fname configs/evals/vm_tiny_motion.yaml
 	$(BIN)/python -m tools.report runs/vm_tiny

@@ -26,7 +26,7 @@ from app import scaffold
 from app.vjepa.config import PretrainConfig
 from app.vjepa.train import make_loader, train_step
 from app.vjepa.utils import Run, Schedule, init_opt, init_video_model
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.jepa.build import make_target_encoder
 from src.jepa.objective import VideoJEPA
 from src.utils.csv_log import write_csv

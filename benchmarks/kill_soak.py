@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from app.vjepa.config import PretrainConfig
 from app.vjepa.train import main as train
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.models.registry import BACKBONES
 from src.utils.checkpoint import load_newest
 from src.utils.distributed import init_distributed, shutdown

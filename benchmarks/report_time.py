@@ -28,7 +28,7 @@ from app.vjepa.metrics import COLUMNS
 from app.vjepa.utils import init_video_model
 from evals.classification.results import Score, write_files
 from src.config.loading import save_config
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.utils.checkpoint import save_atomic
 from src.utils.csv_log import write_csv
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 
 # For what takes moments on an idle machine: a test waits for a condition, and no longer than this.
 PATIENCE_S = 300

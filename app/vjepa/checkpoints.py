@@ -7,7 +7,7 @@ from typing import Any
 
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import Run
-from src.jepa.weights import load_weights
+from src.jepa.checkpoint_weights import load_weights
 from src.utils.checkpoint import load_newest, save_atomic
 from src.utils.distributed import all_reduce_max, is_main
 from src.utils.errors import UserError

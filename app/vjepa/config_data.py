@@ -10,7 +10,7 @@ from src.config.fields import PathList, Range, Share, check_divisible, check_ran
 from src.config.renaming import Renamed
 from src.config.schema import Section
 from src.datasets.dataset_types import DatasetType
-from src.jepa.renamed import RENAMED
+from src.jepa.renamed_keys import RENAMED
 
 MaskType = Literal["multiblock3d", "random_tube", "clip_row"]
 

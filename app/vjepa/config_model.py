@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from src.config.fields import Share, check_divisible
 from src.config.renaming import Renamed
 from src.config.schema import Section
-from src.jepa.renamed import RENAMED
+from src.jepa.renamed_keys import RENAMED
 from src.models.model_names import ModelName, PredictorName
 
 

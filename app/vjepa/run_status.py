@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.config.yaml_io import read_mapping
-from src.jepa.renamed import with_present_names
+from src.jepa.renamed_keys import with_present_names
 from src.utils.errors import UserError
 
 PARAMS = "params-pretrain.yaml"

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from evals.config_sections import CheckpointConfig
 from src.jepa.build import build_encoder_and_predictor, make_target_encoder
 from src.jepa.checkpoint_config import checkpoint_config
+from src.jepa.checkpoint_weights import load_weights
 from src.jepa.objective import VideoJEPA
 from src.jepa.target_norm import normalize_targets
-from src.jepa.weights import load_weights
 from src.models.loading import open_weights
 from src.utils.errors import UserError
 from src.utils.token_grid import Grid

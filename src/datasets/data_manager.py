@@ -9,7 +9,7 @@ from pathlib import Path
 from src.datasets.batch import Collate, MaskCollator
 from src.datasets.clip_reader import ClipReader, Transform, to_tensor
 from src.datasets.decoding.frame_sampling import ClipSampling
-from src.datasets.embedded.motion import ensure_embedded
+from src.datasets.embedded.generate import ensure_embedded
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.loader import Loader

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.jepa.renamed import with_present_names
+from src.jepa.renamed_keys import with_present_names
 from src.models.spec import encoder_spec, predictor_spec
 from src.utils.errors import UserError, one_line
 

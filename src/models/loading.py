@@ -17,7 +17,7 @@ from src.models.backbone import VideoEncoder
 from src.models.predictor import Predictor
 from src.models.registry import BACKBONES, default_num_heads
 from src.models.spec import EncoderSpec, describe_encoder, describe_predictor, encoder_spec, predictor_spec
-from src.models.weights import Report, adapt, bare_names
+from src.models.weight_adaptation import Report, adapt, bare_names
 from src.utils.checkpoint import load, load_state_dict_strict, strip_prefixes
 from src.utils.errors import UserError, one_line
 from src.utils.logging import get_logger

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.datasets.embedded.motion import ensure_embedded
+from src.datasets.embedded.generate import ensure_embedded
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.lists import read_list, resolve

@@ -13,7 +13,7 @@ MOVED = {
     "app.sweep_status": "tools.sweep_status",
     "app.keys": "tools.keys",
     "src.utils.export": "src.models.export",
-    "src.datasets.motion": "src.datasets.embedded.motion",
+    "src.datasets.motion": "src.datasets.embedded.generate",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gradient_scale import ENCODERS, configure, measure, settings
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.models.registry import BACKBONES
 from src.utils.distributed import init_distributed, shutdown
 

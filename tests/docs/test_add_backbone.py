@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app import scaffold
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.models import load_encoder, registry
 from src.models.backbone import TRUNKS
 

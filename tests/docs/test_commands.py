@@ -31,7 +31,7 @@ import evals.scaffold
 from src.config.loading import check_ready
 from src.config.sweep import plan
 from src.datasets.embedded.drift_scene import DriftConfig
-from src.datasets.embedded.motion import encode, write_motion
+from src.datasets.embedded.generate import encode, write_motion
 from src.launch import cli
 from tests.docs.command_blocks import blocks_of, inline_of, without_blocks, words_of
 

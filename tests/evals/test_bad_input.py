@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from evals import main
-from src.datasets.embedded.motion import write_motion
-from src.datasets.embedded.motion_scene import SceneConfig
+from src.datasets.embedded.digit_scene import SceneConfig
+from src.datasets.embedded.generate import write_motion
 from src.utils import checkpoint
 from src.utils.errors import run_cli
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 
 NODES, CPUS = ("n0", "n1"), 2
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")

@@ -20,9 +20,9 @@ from app.vjepa.utils import init_video_model
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.transforms import normalize
 from src.jepa.build import make_target_encoder
+from src.jepa.checkpoint_weights import load_weights
 from src.jepa.objective import VideoJEPA
 from src.jepa.target_norm import normalize_targets
-from src.jepa.weights import load_weights
 from src.launch.devices import resolve_devices
 from src.utils.checkpoint import load_newest
 from src.utils.errors import UserError

@@ -1,6 +1,6 @@
 """What the embedded data sets show: their scenes by name, the classes of each, and a clip by its number.
 
-Three kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (motion_scene.py);
+Three kinds of scene: `digits`, handwritten digits that move over a panning, cluttered background (digit_scene.py);
 `drift`, textures that drift (drift_scene.py); and `slow_drift`, the same at two fifths of the speed.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from src.datasets.embedded.digit_scene import CLASSES, SceneConfig, render_clip
 from src.datasets.embedded.drift_scene import DIRECTIONS, DriftConfig, render_drift
-from src.datasets.embedded.motion_scene import CLASSES, SceneConfig, render_clip
-from src.datasets.embedded.motion_store import SPLITS
+from src.datasets.embedded.store import SPLITS
 
 VAL_SHARE = 0.25  # of the digit images of each digit
 

@@ -1,6 +1,6 @@
 import pytest
 
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.models.registry import BACKBONES
 
 

@@ -11,7 +11,7 @@ from app.vjepa import online_probe, train
 from app.vjepa.config import PretrainConfig
 from app.vjepa.online_probe import probe_path
 from src.config.loading import from_dict
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.launch.preemption import Preempted
 from src.models.registry import BACKBONES
 from src.utils.distributed import init_distributed, shutdown

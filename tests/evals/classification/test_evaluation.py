@@ -9,8 +9,8 @@ from PIL import Image
 from evals.config import ImageProbeConfig, VideoProbeConfig
 from evals.image_classification_frozen import eval as image_eval
 from evals.video_classification_frozen import eval as video_eval
-from src.datasets.embedded.motion import write_motion
-from src.datasets.embedded.motion_scene import SceneConfig
+from src.datasets.embedded.digit_scene import SceneConfig
+from src.datasets.embedded.generate import write_motion
 from src.utils.errors import UserError
 
 

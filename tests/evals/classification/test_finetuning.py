@@ -10,8 +10,8 @@ from evals.classification.evaluation import Evaluation
 from evals.classification.finetuning import Tuning, encoder_groups, layer_scales
 from evals.config import VideoFinetuneConfig
 from evals.video_classification_finetune import eval as finetune
-from src.datasets.embedded.motion import write_motion
-from src.datasets.embedded.motion_scene import SceneConfig
+from src.datasets.embedded.digit_scene import SceneConfig
+from src.datasets.embedded.generate import write_motion
 from src.models import load_encoder
 from src.models.registry import create_encoder
 from src.utils import checkpoint

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from evals import extract
 from src.datasets.decoding.decode import read_frames
-from src.datasets.embedded.motion import encode
+from src.datasets.embedded.generate import encode
 from src.datasets.transforms import EvalTransform, normalize
 from src.models import load_encoder
 from src.utils.errors import run_cli

@@ -4,7 +4,7 @@ import pytest
 from evals.extraction.encode import Extraction
 from evals.extraction.windows import cut_windows
 from src.datasets.decoding.decode import open_stream, read_frames
-from src.datasets.embedded.motion import encode
+from src.datasets.embedded.generate import encode
 from src.datasets.transforms import EvalTransform
 
 

@@ -11,7 +11,7 @@ from evals import scaffold
 from evals.future_prediction import eval as future
 from src.config.loading import from_dict, save_config
 from src.datasets.embedded.drift_scene import DriftConfig
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.models import export
 from src.utils.checkpoint import load, save_atomic
 from src.utils.errors import UserError

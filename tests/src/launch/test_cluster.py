@@ -14,7 +14,7 @@ import yaml
 from app.scaffold import load
 from app.vjepa.run_status import read_status
 from src.config.sweep import Planned, Record
-from src.datasets.embedded.motion import write_motion
+from src.datasets.embedded.generate import write_motion
 from src.launch.cluster import Resources, Run, submit
 from src.utils.errors import UserError
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from src.datasets.decoding.decode import DecodeError, open_video, read_frames
-from src.datasets.embedded.motion import encode
+from src.datasets.embedded.generate import encode
 from src.utils.errors import UserError
 
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0", "g": "12"}

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from src.datasets.embedded import motion
+from src.datasets.embedded import generate
 from src.datasets.embedded.drift_scene import DIRECTIONS, DriftConfig, draw_texture, render_drift
-from src.datasets.embedded.motion import main, write_motion
-from src.datasets.embedded.motion_store import check_motion
+from src.datasets.embedded.generate import main, write_motion
 from src.datasets.embedded.scenes import SCENES, render_split
+from src.datasets.embedded.store import check_motion
 from src.datasets.transforms import normalize
 from src.utils.errors import UserError
 
@@ -80,6 +80,6 @@ def test_the_slow_set_moves_less_and_is_written_where_a_config_names_it(tmp_path
     paths = [next(render_split("train", 1, 0, s))[0].astype(float) for s in (slow, DriftConfig())]
     changes = [abs(clip[4] - clip[0]).mean() for clip in paths]  # in four frames: 1.2 and 3 pixels of a grain of 2
     assert changes[0] < 0.75 * changes[1]
-    monkeypatch.setattr(motion, "write_motion", lambda root, scene: (root, scene))
-    assert motion.ensure_embedded(tmp_path, "SlowDriftDataset") == (tmp_path, slow)
-    assert motion.ensure_embedded(tmp_path, "DriftDataset") == (tmp_path, DriftConfig())
+    monkeypatch.setattr(generate, "write_motion", lambda root, scene: (root, scene))
+    assert generate.ensure_embedded(tmp_path, "SlowDriftDataset") == (tmp_path, slow)
+    assert generate.ensure_embedded(tmp_path, "DriftDataset") == (tmp_path, DriftConfig())

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.datasets.embedded.motion_scene import SceneConfig
+from src.datasets.embedded.digit_scene import SceneConfig
 from src.datasets.embedded.scenes import digit_images, render_split
 
 SCENE = SceneConfig()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.datasets.embedded.motion_scene import (
+from src.datasets.embedded.digit_scene import (
     CLASSES,
     DIRECTION,
     REVERSED,

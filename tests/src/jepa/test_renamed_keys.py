@@ -8,7 +8,7 @@ from app.vjepa.run_status import PARAMS, check_same_run
 from src.config.loading import save_config
 from src.config.sweep import plan
 from src.config.yaml_io import read_mapping
-from src.jepa.renamed import RENAMED, with_present_names
+from src.jepa.renamed_keys import RENAMED, with_present_names
 from src.utils.errors import UserError
 
 OLD = [  # key and value of an earlier version, and what they are now

@@ -8,7 +8,7 @@ from src.models.registry import BACKBONES, BackboneConfig, create_encoder, creat
 from src.models.spec import EncoderSpec, describe_encoder, describe_predictor
 from src.models.utils.patch_embed import PatchEmbed3D, inflate
 from src.models.utils.pos_embs import resample_plane, resample_time, sincos_pos_embed_3d
-from src.models.weights import Report, adapt, bare_names
+from src.models.weight_adaptation import Report, adapt, bare_names
 from src.utils.checkpoint import load_state_dict_strict
 from src.utils.errors import UserError
 from src.utils.token_grid import Grid

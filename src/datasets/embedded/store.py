@@ -85,7 +85,7 @@ def check_motion(root: str | Path) -> int:
     manifest = read_manifest(root)
     if manifest is None:
         raise UserError(
-            f"{root} holds no motion data set: write it with python -m src.datasets.embedded.motion --out {root}"
+            f"{root} holds no motion data set: write it with python -m src.datasets.embedded.generate --out {root}"
         )
     for name, (size, digest) in sorted(manifest["files"].items()):
         path = root / name

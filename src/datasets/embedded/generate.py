@@ -1,6 +1,6 @@
 """The embedded data sets: H.264 clips in motion, written once, the same for the same seed.
 
-    python -m src.datasets.embedded.motion [--scene NAME] [--out FOLDER] [--train N] [--val N] [--seed S] [--check]
+    python -m src.datasets.embedded.generate [--scene NAME] [--out FOLDER] [--train N] [--val N] [--seed S] [--check]
 
 What the clips show is in scenes.py. A set is a folder: `videos/<split>/000000.mp4 ...`, the lists `train.csv` and
 `val.csv` (`path label`, the label being the motion), of digits also `train_digit.csv` and `val_digit.csv` (the label
@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src.datasets.embedded.motion_scene import SceneConfig
-from src.datasets.embedded.motion_store import (
+from src.datasets.embedded.digit_scene import SceneConfig
+from src.datasets.embedded.scenes import EMBEDDED, SCENES, Scene, label_lists, render_index, scene_classes
+from src.datasets.embedded.store import (
     KIND,
     SPLITS,
     check_motion,
@@ -35,7 +36,6 @@ from src.datasets.embedded.motion_store import (
     settled,
     temporary_sibling,
 )
-from src.datasets.embedded.scenes import EMBEDDED, SCENES, Scene, label_lists, render_index, scene_classes
 from src.utils.errors import UserError, run_cli
 from src.utils.progress import Progress
 
@@ -203,7 +203,7 @@ def ensure_embedded(root: str | Path, dataset_type: str) -> bool:
 def main(argv: list[str] | None = None) -> None:
     """The command line; raises UserError for what `run_cli` then prints as one line."""
     parser = argparse.ArgumentParser(
-        prog="python -m src.datasets.embedded.motion", description="Write or check the embedded data set."
+        prog="python -m src.datasets.embedded.generate", description="Write or check the embedded data set."
     )
     parser.add_argument("--scene", choices=SCENES, default="digits", help="what is to be seen (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="its folder (default: data/motion for digits, else data/SCENE)")

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.datasets.embedded import motion, motion_store
-from src.datasets.embedded.motion import write_motion
-from src.datasets.embedded.motion_scene import CLASSES, SceneConfig
-from src.datasets.embedded.motion_store import check_motion
+from src.datasets.embedded import generate, store
+from src.datasets.embedded.digit_scene import CLASSES, SceneConfig
+from src.datasets.embedded.generate import write_motion
 from src.datasets.embedded.scenes import render_split
+from src.datasets.embedded.store import check_motion
 from src.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -25,7 +25,7 @@ TINY_FLAGS = ["--train", "32", "--val", "16", "--seed", "3"]
 
 
 def command(out: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "src.datasets.embedded.motion", "--out", str(out), *flags]
+    return [sys.executable, "-m", "src.datasets.embedded.generate", "--out", str(out), *flags]
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -92,8 +92,8 @@ def test_a_complete_set_is_left_alone_at_once(tiny, monkeypatch):
         raise AssertionError("nothing is to be rendered, read or written")
 
     for name in ("render_index", "encode", "digest_of", "temporary_sibling", "put_in_place"):
-        monkeypatch.setattr(motion, name, touched)
-    monkeypatch.setattr(motion_store, "digest_of", touched)
+        monkeypatch.setattr(generate, name, touched)
+    monkeypatch.setattr(store, "digest_of", touched)
     assert write_motion(tiny, **TINY) is False
     assert {p: p.stat().st_mtime_ns for p in tiny.rglob("*")} == before
 
