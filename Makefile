@@ -23,7 +23,7 @@ test: $(INSTALLED)
 
 test-extras: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton timm
-	$(BIN)/python -m pytest tests/src/ops/test_triton.py tests/src/models/test_timm_models.py
+	$(BIN)/python -m pytest tests/src/ops/test_triton.py tests/src/ops/test_triton_compile.py tests/src/models/test_timm_models.py
 
 test-wheel: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/packaging/test_wheel.py

@@ -20,7 +20,7 @@ part conv_right 60 measure conv_right
 for dtype in float32 bfloat16 float16; do part "matrix_$dtype" 200 matrix triton "$dtype"; done
 
 part data 90 "$PYTHON" -m src.datasets.embedded.generate --scene drift
-part times 200 measure scan,kernels,issue,conv
+part times 200 measure scan,tune,kernels,issue,conv
 part steps 300 measure steps
 part profile 60 measure profile
 part extras 60 measure extras

@@ -1,8 +1,9 @@
 """Measurements on one GPU, each part a command of its own; run.sh calls them with time limits.
 
-    python -m benchmarks.gpu.measure PART[,PART...] [--out FOLDER] [--backend NAME] [--dtype NAME] [--only NAME] [--share i/n] [--dry]
+    python -m benchmarks.gpu.measure PART[,PART...] [--out FOLDER] [--backend NAME] [--dtype NAME] [--only NAME]
+        [--share i/n] [--dry]
 
-Parts: smoke bidi conv_right matrix (right or wrong); scan tune wide kernels issue conv versus steps profile extras (times);
+Parts: smoke bidi conv_right matrix (right or wrong); scan tune kernels issue conv versus steps profile extras (times);
 warm compiles the scan's kernels. Returns how many results are wrong.
 """
 
@@ -19,12 +20,10 @@ from benchmarks.gpu import right, scan, steps
 from benchmarks.gpu.common import attempt, both, open_rows, put, put_machine
 
 
-def warm(only: str, dtype: str) -> int:
-    """Compiles the kernels of one dtype, or of plan number `only`, into Triton's cache."""
+def warm(dtype: str) -> int:
+    """Compiles the kernels of one dtype into Triton's cache."""
     from src.ops.selective_scan import triton as backend
 
-    if only:
-        backend.FIXED[:] = [scan.plans(True)[int(only)]]
     for length in (9, 200):
         x = both(1, 40, length, getattr(torch, dtype))
         out, kept = backend._forward(x, True)
@@ -54,10 +53,9 @@ def main() -> int:
         "bidi": lambda: right.bidi(args.backend),
         "conv_right": lambda: right.conv_right(args.backend),
         "matrix": lambda: right.matrix(args.backend, args.dtype or "float32", args.share),
-        "warm": lambda: warm(args.only, args.dtype or "float32"),
+        "warm": lambda: warm(args.dtype or "float32"),
         "scan": scan.scan,
-        "tune": lambda: scan.tune(False),
-        "wide": lambda: scan.tune(True),
+        "tune": scan.tune,
         "kernels": scan.kernels,
         "issue": scan.issue,
         "conv": scan.conv,

@@ -35,8 +35,6 @@ machine() {
 warm_all() {
     local jobs=() code=0 i
     for i in float32 bfloat16 float16; do measure warm --dtype "$i" & jobs+=($!); done
-    # WIDE_PLANS: numbers in the list of plans that the part wide compares
-    for i in ${WIDE_PLANS:-}; do measure warm --dtype bfloat16 --only "$i" & jobs+=($!); done
     for i in "${jobs[@]}"; do wait "$i" || code=1; done
     return $code
 }
@@ -63,4 +61,4 @@ finish() {
     ls -la "$OUT"
 }
 export -f install_wheels measure machine warm_all matrix mamba_loads
-export OUT WORK PYTHON DRY=${DRY:-} WIDE_PLANS=${WIDE_PLANS:-}
+export OUT WORK PYTHON DRY=${DRY:-}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -77,6 +79,16 @@ def bidi(backend: str) -> int:
     return bad
 
 
+def _convolve(
+    tensors: tuple[Tensor, ...], grad: Tensor, reverse: bool, device: str, work: torch.dtype | None, backend: str
+) -> list[Tensor]:
+    """Output and gradients of x, weight, bias, as float64 on the CPU."""
+    leaves = [t.detach().to(device, work).requires_grad_() for t in tensors]
+    y = causal_conv1d(*leaves, activation="silu", reverse=reverse, backend=backend)
+    got = torch.autograd.grad(y, leaves, grad.to(device, y.dtype))
+    return [t.detach().double().cpu() for t in (y, *got)]
+
+
 def conv_right(backend: str) -> int:
     """The convolution: values and gradients, both layouts. How many are wrong."""
     bad = 0
@@ -91,17 +103,13 @@ def conv_right(backend: str) -> int:
             leaf = xz.chunk(2, -1)[0].transpose(1, 2) if slices else torch.randn(2, channels, length, dtype=dtype)
             w, b, g = torch.randn(channels, 4), torch.randn(channels), torch.randn(2, channels, length, dtype=dtype)
 
-            def go(device: str, work: torch.dtype | None, which: str, tensors: tuple = (leaf, w, b), g: Tensor = g, r: bool = reverse) -> list[Tensor]:  # fmt: skip
-                x, v, c = (t.detach().to(device, work).requires_grad_() for t in tensors)
-                y = causal_conv1d(x, v, c, "silu", r, which)
-                got = torch.autograd.grad(y, (x, v, c), g.to(device, y.dtype))
-                return [t.detach().double().cpu() for t in (y, *got)]
-
-            got = attempt("conv_right", f"{dtype} {channels} {length}", lambda go=go: go(DEVICE, None, backend))
+            go = partial(_convolve, (leaf, w, b), g, reverse)
+            got = attempt("conv_right", f"{dtype} {channels} {length}", partial(go, DEVICE, None, backend))
             want = go("cpu", torch.float64, "torch")
             worst = (
                 max(((p - q).abs().max() / p.abs().max()).item() for p, q in zip(want, got)) if got else float("inf")
             )
             bad += worst > limit
-            put("conv_right", backend=backend, dtype=str(dtype)[6:], E=channels, L=length, reverse=reverse, worst=worst, ok=worst <= limit)  # fmt: skip
+            row = {"dtype": str(dtype)[6:], "E": channels, "L": length, "reverse": reverse}
+            put("conv_right", backend=backend, **row, worst=worst, ok=worst <= limit)
     return bad

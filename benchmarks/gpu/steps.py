@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks.gpu.common import DEVICE, DRY, attempt, folder, milliseconds, put, sync
 
+PROFILED = 2  # steps
 RECIPES = {"videomamba_tiny": "configs/pretrain/vm_tiny.yaml", "vit_tiny": "configs/pretrain/vit_tiny.yaml"}
 
 
@@ -54,35 +56,35 @@ def steps(only: str | None) -> int:
         ("no_whiten", batch, layer), ("eager_b96", 3 * batch, ()), ("float32", batch, ("meta.dtype=float32",)),
         ("checkpointing_b128", 4 * batch, (spared,)), ("compile_checkpointing", batch, (compiled, spared)),
     ]  # fmt: skip
+
+    def one(name: str, model: str, clips: int, extra: tuple[str, ...]) -> None:
+        cfg, run, data = prepare_step(model, size, clips, *extra)
+        begun = time.perf_counter()
+        for _ in range(1 if DRY else 3):
+            train_step(cfg, run, [data], now)
+        sync()
+        first = time.perf_counter() - begun
+        if not DRY:
+            torch.cuda.reset_peak_memory_stats()
+        issued = []
+
+        def step() -> None:
+            start = time.perf_counter()
+            train_step(cfg, run, [data], now)
+            issued.append(1e3 * (time.perf_counter() - start))
+
+        took = milliseconds(step, 9, 1)
+        peak = 0 if DRY else torch.cuda.max_memory_allocated() / 2**20
+        tokens = 8 * (size // 16) ** 2
+        rates = {"clips_per_s": 1e3 * clips / took, "ktokens_per_s": clips * tokens / took, "first_steps_s": first}
+        put("steps", what=name, model=model, B=clips, tokens=tokens, context=[m.shape[1] for m in data.masks_enc],
+            ms=took, issue_ms=sorted(issued)[len(issued) // 2], peak_mib=peak, **rates)  # fmt: skip
+
     for name, clips, extra in plan:
-        for model in ("videomamba_tiny", "vit_tiny"):
+        for model in RECIPES:
             if only and only != name:
                 continue
-
-            def one() -> None:
-                cfg, run, data = prepare_step(model, size, clips, *extra)
-                begun = time.perf_counter()
-                for _ in range(1 if DRY else 3):
-                    train_step(cfg, run, [data], now)
-                sync()
-                first = time.perf_counter() - begun
-                if not DRY:
-                    torch.cuda.reset_peak_memory_stats()
-                issued = []
-
-                def step() -> None:
-                    start = time.perf_counter()
-                    train_step(cfg, run, [data], now)
-                    issued.append(1e3 * (time.perf_counter() - start))
-
-                took = milliseconds(step, 9, 1)
-                peak = 0 if DRY else torch.cuda.max_memory_allocated() / 2**20
-                tokens = 8 * (size // 16) ** 2
-                kept = [m.shape[1] for m in data.masks_enc]
-                put("steps", what=name, model=model, B=clips, tokens=tokens, context=kept, ms=took, issue_ms=sorted(issued)[len(issued) // 2],
-                    peak_mib=peak, clips_per_s=1e3 * clips / took, ktokens_per_s=clips * tokens / took, first_steps_s=first)  # fmt: skip
-
-            attempt("steps", f"{name} {model}", one)
+            attempt("steps", f"{name} {model}", partial(one, name, model, clips, extra))
             if not DRY:
                 torch.cuda.empty_cache()
     return 0
@@ -99,47 +101,40 @@ def profile() -> int:
 
     init_distributed(device="cpu" if DRY else "cuda:0")
     now = Schedule(1e-4, 0.04, 0.996)
-    for model in ("videomamba_tiny", "vit_tiny"):
 
-        def one() -> None:
-            cfg, run, data = prepare_step(model, *((64, 8) if DRY else (224, 32)))
-            for _ in range(1 if DRY else 4):
+    def one(model: str) -> None:
+        cfg, run, data = prepare_step(model, *((64, 8) if DRY else (224, 32)))
+        for _ in range(1 if DRY else 4):
+            train_step(cfg, run, [data], now)
+        sync()
+        if not DRY:  # which lines wait for the device
+            torch.cuda.set_sync_debug_mode("warn")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                train_step(cfg, run, [data], now)
+            torch.cuda.set_sync_debug_mode("default")
+            where = Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in caught)
+            put("profile", model=model, synchronises=dict(where))
+        kinds = [ProfilerActivity.CPU] + ([] if DRY else [ProfilerActivity.CUDA])
+        begun = time.perf_counter()
+        with profiler(activities=kinds, acc_events=True) as prof:
+            for _ in range(PROFILED):
                 train_step(cfg, run, [data], now)
             sync()
-            if not DRY:  # which lines wait for the device
-                torch.cuda.set_sync_debug_mode("warn")
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
-                    train_step(cfg, run, [data], now)
-                torch.cuda.set_sync_debug_mode("default")
-                where: dict[str, int] = {}
-                for w in caught:
-                    line = f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}"
-                    where[line] = where.get(line, 0) + 1
-                put("profile", model=model, synchronises=where)
-            kinds = [ProfilerActivity.CPU] + ([] if DRY else [ProfilerActivity.CUDA])
-            begun = time.perf_counter()
-            with profiler(activities=kinds, acc_events=True) as prof:
-                for _ in range(1 if DRY else 2):
-                    train_step(cfg, run, [data], now)
-                sync()
-            wall = 1e3 * (time.perf_counter() - begun) / (1 if DRY else 2)
-            averages = prof.key_averages()
-            device_ms = sum(e.self_device_time_total for e in averages) / 2e3
-            kernels = [e for e in averages if e.self_device_time_total > 0 and e.self_cpu_time_total == 0]
-            put(
-                "profile",
-                model=model,
-                wall_ms_per_step=wall,
-                device_ms_per_step=device_ms,
-                kernels_per_step=sum(e.count for e in kernels) / 2,
-            )
-            by = "self_cpu_time_total" if DRY else "self_device_time_total"
-            text = averages.table(sort_by=by, row_limit=45, max_name_column_width=70)
-            text += "\n" + averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=70)
-            (folder() / f"profile_{model}.txt").write_text(text)
+        wall = 1e3 * (time.perf_counter() - begun) / PROFILED
+        averages = prof.key_averages()
+        # An operator's device time is its kernels', which have events of their own.
+        kernels = [e for e in averages if e.self_device_time_total > 0 and e.self_cpu_time_total == 0]
+        device = sum(e.self_device_time_total for e in kernels) / 1e3 / PROFILED
+        launches = sum(e.count for e in averages if "LaunchKernel" in e.key) / PROFILED
+        put("profile", model=model, wall_ms_per_step=wall, device_ms_per_step=device, launches_per_step=launches)
+        by = "self_cpu_time_total" if DRY else "self_device_time_total"
+        text = averages.table(sort_by=by, row_limit=45, max_name_column_width=70)
+        text += "\n" + averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=70)
+        (folder() / f"profile_{model}.txt").write_text(text)
 
-        attempt("profile", model, one)
+    for model in RECIPES:
+        attempt("profile", model, partial(one, model))
     return 0
 
 

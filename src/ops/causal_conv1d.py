@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.ops import direct
 from src.ops.compiled import (
     MISSING,
     array,
@@ -88,7 +89,7 @@ def _register(name: str, devices: list[str], forward: Callable[..., Any], backwa
     torch.library.define(forward_name, f"({inputs}) -> Tensor")
     torch.library.define(backward_name, f"(Tensor grad, {inputs}) -> (Tensor, Tensor, Tensor)")
     torch.library.impl(forward_name, devices, forward)
-    torch.library.impl(backward_name, devices, backward)
+    torch.library.impl(backward_name, devices, lambda *args: direct.apart(backward(*args)))
 
     def fake_forward(x: Tensor, *_: Any) -> Tensor:
         return empty_like_layout(x)
@@ -111,7 +112,22 @@ def _register(name: str, devices: list[str], forward: Callable[..., Any], backwa
         return dx, dweight, dbias if bias is not None else None, None, None
 
     torch.library.register_autograd(forward_name, gradients, setup_context=setup)
-    return getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
+    run_forward = getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
+
+    def eager_gradients(grad: Tensor, tensors: Sequence[Any], options: tuple, _: Any) -> tuple[Tensor | None, ...]:
+        dx, dweight, dbias = backward(grad, *tensors, *options)
+        return dx, dweight, dbias if tensors[2] is not None else None
+
+    formula = direct.Formula(lambda tensors, options, _: (forward(*tensors, *options), ()), eager_gradients)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+        if not direct.possible(x):
+            return run_forward(x, weight, bias, silu, reverse)
+        tensors = (x, weight, bias)
+        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        return direct.call(formula, (silu, reverse), tensors, keep)
+
+    return run
 
 
 _cpu = _register("conv", ["cpu"], _forward, _backward)

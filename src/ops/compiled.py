@@ -100,10 +100,9 @@ def as_float32(x: Tensor | None) -> Tensor | None:
 
 def empty_like_layout(x: Tensor) -> Tensor:
     """Uninitialised (B, E, L), channels innermost in memory where they are in x, else time innermost."""
-    batch, channels, length = x.shape
-    if x.stride(1) == 1:
-        return x.new_empty(batch, length, channels).transpose(1, 2)
-    return x.new_empty(batch, channels, length)
+    _, channels, length = x.shape
+    strides = (length * channels, 1, channels) if x.stride(1) == 1 else (channels * length, length, 1)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
 
 
 def threads_for(work: int, grain: int) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from src.ops.compiled import empty_like_layout
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_STEPS, _CHANNELS, _WARPS = 32, 64, 4
+_WARPS = 4
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _backward_kernel(
     in_e = e < E
     x = x_ptr + b * x_b
     dx = tl.zeros((BT, BE), tl.float32)
-    row = (b * (tl.num_programs(0) // blocks) + tl.program_id(0) // blocks) * (WIDTH + 1)
+    sums = sums_ptr + (b * (tl.num_programs(0) // blocks) + tl.program_id(0) // blocks) * (WIDTH + 1) * E
     for j in tl.static_range(WIDTH):  # the outputs that input t reaches: t itself, then those after it
         s = t + WAY * j
         inside = ((s >= 0) & (s < L))[:, None] & in_e[None, :]
@@ -86,29 +86,39 @@ def _backward_kernel(
                 seen = ((r >= 0) & (r < L))[:, None] & in_e[None, :]
                 value = tl.load(x + r[:, None] * x_l + e[None, :] * x_e, mask=seen, other=0.0).to(tl.float32)
                 # 0 times what is not finite would not be 0
-                tl.store(sums_ptr + (row + k) * E + e, tl.sum(tl.where(inside, g * value, 0.0), axis=0), mask=in_e)
-            tl.store(sums_ptr + (row + WIDTH) * E + e, tl.sum(g, axis=0), mask=in_e)
+                tl.store(sums + e * WIDTH + k, tl.sum(tl.where(inside, g * value, 0.0), axis=0), mask=in_e)
+            tl.store(sums + WIDTH * E + e, tl.sum(g, axis=0), mask=in_e)
     at = dx_ptr + b * d_b + t[:, None] * d_l + e[None, :] * d_e
     tl.store(at, dx, mask=(t < L)[:, None] & in_e[None, :])
 
 
-def _grid(x: Tensor) -> tuple[int, tuple[int, int]]:
-    batch, channels, length = x.shape
-    blocks = triton.cdiv(channels, _CHANNELS)
-    return blocks, (blocks * triton.cdiv(length, _STEPS), batch)
+def tile(x: Tensor) -> tuple[int, int]:
+    """Steps and channels of a program, by what was measured on an NVIDIA H200 (docs/results/gpu_conv.csv).
+
+    Milliseconds of forward, and of forward and backward, at 384 channels, bfloat16; B, L:
+                                32, 1568        2, 25088
+    channels innermost  64, 32  0.155  0.810    0.121  0.600
+                        32, 64  0.172  0.803    0.137  0.655
+                        torch   0.435  1.171    0.402  1.138
+    time innermost      64, 32  0.182  0.989    0.157  0.715
+                        32, 64  0.163  0.833    0.204  0.903
+                        torch   0.325  0.817    0.325  0.813
+    """
+    return (64, 32) if x.stride(1) == 1 or x.shape[2] > 8192 else (32, 64)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
     """The convolution of x (B, E, L) with weight (E, W), in x's type and layout."""
     out = empty_like_layout(x)
     if x.numel():
-        blocks, grid = _grid(x)
+        (batch, channels, length), (steps, lanes) = x.shape, tile(x)
+        blocks = triton.cdiv(channels, lanes)
         w, offset = weight.contiguous(), bias if bias is not None else weight
         with torch.cuda.device_of(x):
-            _forward_kernel[grid](
-                x, w, offset.contiguous(), out, x.shape[1], x.shape[2], blocks, *x.stride(), *out.stride(),
+            _forward_kernel[(blocks * triton.cdiv(length, steps), batch)](
+                x, w, offset.contiguous(), out, channels, length, blocks, *x.stride(), *out.stride(),
                 WAY=-1 if reverse else 1, SILU=silu, WIDTH=w.shape[1], HAS_BIAS=bias is not None,
-                BT=_STEPS, BE=_CHANNELS, num_warps=_WARPS,
+                BT=steps, BE=lanes, num_warps=_WARPS,
             )  # fmt: skip
     return out
 
@@ -117,18 +127,19 @@ def backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias (empty without one)."""
-    dx, (channels, width) = empty_like_layout(x), weight.shape
-    blocks, grid = _grid(x)
-    sums = torch.empty(x.shape[0] * grid[0] // blocks, width + 1, channels, dtype=torch.float32, device=x.device)
+    dx, (channels, width), (steps, lanes) = empty_like_layout(x), weight.shape, tile(x)
+    batch, _, length = x.shape
+    blocks, cuts = triton.cdiv(channels, lanes), triton.cdiv(length, steps)
+    sums = torch.empty(batch * cuts, (width + 1) * channels, dtype=torch.float32, device=x.device)
     if x.numel():
         w, offset = weight.contiguous(), bias if bias is not None else weight
         with torch.cuda.device_of(x):
-            _backward_kernel[grid](
-                grad, x, w, offset.contiguous(), dx, sums, channels, x.shape[2], blocks,
+            _backward_kernel[(blocks * cuts, batch)](
+                grad, x, w, offset.contiguous(), dx, sums, channels, length, blocks,
                 *grad.stride(), *x.stride(), *dx.stride(),
                 WAY=-1 if reverse else 1, SILU=silu, WIDTH=width, HAS_BIAS=bias is not None,
-                BT=_STEPS, BE=_CHANNELS, num_warps=_WARPS,
+                BT=steps, BE=lanes, num_warps=_WARPS,
             )  # fmt: skip
-    total = sums.sum(0)
-    dweight = total[:width].t().contiguous().to(weight.dtype)
-    return dx, dweight, total[width].to(bias.dtype) if bias is not None else x.new_empty(0, dtype=torch.float32)
+    dweight, dbias = sums.sum(0).split([width * channels, channels])
+    dweight = dweight.view(channels, width).to(weight.dtype)
+    return dx, dweight, dbias.to(bias.dtype) if bias is not None else x.new_empty(0, dtype=torch.float32)

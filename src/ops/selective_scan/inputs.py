@@ -74,10 +74,6 @@ class ScanInputs:
         """This direction by itself, gated."""
         return ScanInputs((self.sides[side],), self.z, self.delta_softplus, self.runs_backwards(side))
 
-    def needs_gradient(self) -> bool:
-        """Whether a backward may follow."""
-        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in self.tensors)
-
     def check(self) -> None:
         """ValueError naming the tensor whose shape does not fit."""
         u = self.u

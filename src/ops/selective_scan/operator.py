@@ -1,4 +1,4 @@
-"""Registration of a scan backend as PyTorch operators, so that torch.compile sees one node and autograd one formula.
+"""Registration of a scan backend as PyTorch operators, so that torch.compile sees one node; other calls are direct.
 
 A backend brings a forward, a backward, and how much it keeps between them; one operator takes one direction, another
 takes two. Legend: B batch, E inner width (channels), L sequence length, N state size.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from src.ops import direct
 from src.ops.compiled import empty_like_layout
 from src.ops.selective_scan.inputs import ScanInputs
 
@@ -51,7 +52,7 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
     def backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
         *tensors, softplus, reverse = args
         got = backend.backward(grad, ScanInputs.of(tensors[:count], softplus, reverse), tensors[count:])
-        return tuple(empty_grad(grad) if g is None else g for g in got)
+        return direct.apart([empty_grad(grad) if g is None else g for g in got])
 
     def fake_forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, softplus, reverse, keep = args
@@ -92,8 +93,22 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
 
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup)
 
+    def eager_forward(tensors: Sequence[Any], options: tuple, keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
+        return backend.forward(ScanInputs.of(tensors, *options), keep)
+
+    def eager_backward(
+        grad: Tensor, tensors: Sequence[Any], options: tuple, kept: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        return backend.backward(grad, ScanInputs.of(tensors, *options), kept)
+
+    formula = direct.Formula(eager_forward, eager_backward)
+
     def scan(given: ScanInputs) -> Tensor:
-        return run_forward(*given.tensors, given.delta_softplus, given.reverse, given.needs_gradient())[0]
+        tensors, options = given.tensors, (given.delta_softplus, given.reverse)
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+        if direct.possible(given.u):
+            return direct.call(formula, options, tensors, keep)
+        return run_forward(*tensors, *options, keep)[0]
 
     return scan
 

@@ -9,9 +9,10 @@ Legend: B batch, E inner width (channels), L sequence length, N state size, T st
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -21,44 +22,50 @@ from torch.nn.functional import pad
 from src.ops.compiled import empty_like_layout
 from src.ops.selective_scan.inputs import ScanInputs
 from src.ops.selective_scan.operator import Backend, register
-from src.ops.selective_scan.triton_backward import gradient_kernel, start_gradient_kernel, sum_kernel
+from src.ops.selective_scan.triton_backward import GROUP, gradient_kernel, start_gradient_kernel, sum_kernel
 from src.ops.selective_scan.triton_common import carry_kernel
 from src.ops.selective_scan.triton_forward import end_state_kernel, output_kernel
 
+_CHANNELS = 32  # of a program, which is one warp: a lane holds a channel's states
 
-class Plan(NamedTuple):
-    """How a scan is cut: steps of a chunk, channels and warps of a program, programs of the backward's last pass."""
-
-    steps: int = 64
-    channels: int = 32
-    warps: int = 1
-    programs: int = 132 * 8
-    group: int = 2  # steps that the backward holds at a time, 2 or 4
-    keep: bool = True  # whether it holds their decays too
-    registers: int | None = None  # of a lane, at most
-    exact: bool | None = None  # sums over channels by float32 additions; None: for float32 inputs
-
-
-FIXED: list[Plan] = []  # a benchmark's own plan, instead of the table's
+# Steps of a chunk, by what was measured on an NVIDIA H200 (docs/results/gpu_tune.csv): milliseconds of forward and
+# backward, both directions, 384 channels, bfloat16 / float32.
+#   B, L        32 steps      64 steps      128 steps     one chunk
+#   32, 392     1.09 / 1.22   1.17 / 1.38   1.22 / 1.32
+#   32, 1568    3.07 / 3.48   3.07 / 3.49   3.16 / 3.69
+#   2, 25088    3.20 / 3.65   3.04 / 3.55   3.01 / 3.59
+#   128, 1568   11.1 / 12.8   10.7 / 12.5   10.7 / 12.4   9.43 / 11.4
+# One chunk wants a scratch of 1.7 GB there, so only a forward without a backward has it: 1.42 ms instead of 2.18.
+_SHORT, _STEPS_OF_SHORT, _STEPS = 512, 32, 64
+_ENOUGH = 1536  # programs that fill the GPU when no sequence is cut: the last row
 
 
-def plan(batch: int, channels: int, length: int, states: int, sides: int) -> Plan:
-    """The plan for a shape, by what was measured."""
-    if FIXED:
-        return FIXED[0]
-    return Plan(steps=64 if length <= 8192 else 128)
+def chunk_steps(batch: int, channels: int, length: int, keep: bool) -> int:
+    """Steps of a chunk; `keep`: whether a backward follows."""
+    if not keep and batch * triton.cdiv(channels, _CHANNELS) >= _ENOUGH:
+        return max(length, 1)
+    return _STEPS_OF_SHORT if length <= _SHORT else _STEPS
 
 
-def _chunks(x: ScanInputs) -> tuple[Plan, int]:
-    batch, channels, length, states = x.shape
-    chosen = plan(batch, channels, length, states, len(x.sides))
-    return chosen, triton.cdiv(length, chosen.steps)
+@functools.cache
+def resident_programs(device: torch.device) -> int:
+    """Programs of the backward's last pass, which share the chunks: as many as run at a time.
+
+    Eight to a multiprocessor, all that the registers allow. The backward took 4 to 22 % longer with 6 or 12 of them.
+    """
+    return 8 * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132)
+
+
+def _chunks(x: ScanInputs, keep: bool) -> tuple[int, int]:
+    batch, channels, length, _ = x.shape
+    steps = chunk_steps(batch, channels, length, keep)
+    return steps, triton.cdiv(length, steps)
 
 
 def _keep(x: ScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
     """State that enters each chunk (sides, B, chunks, N, E), and the outputs before the gate; empty if not needed."""
     batch, channels, _, states = x.shape
-    _, chunks = _chunks(x)
+    _, chunks = _chunks(x, keep)
     shape = (len(x.sides), batch, chunks, states, channels) if keep and chunks > 1 else (0,)
     before = empty_like_layout(x.u) if keep and x.z is not None else x.u.new_empty(0)
     return x.u.new_empty(shape, dtype=torch.float32), before
@@ -107,21 +114,17 @@ def _strides(*tensors: Tensor) -> list[int]:
 class _Launch:
     """The arguments that the kernels share."""
 
-    def __init__(self, x: ScanInputs) -> None:
+    def __init__(self, x: ScanInputs, keep: bool) -> None:
         self.batch, self.channels, self.length, self.states = x.shape
-        self.plan, self.chunks = _chunks(x)
+        self.steps, self.chunks = _chunks(x, keep)
         self.count = len(x.sides)
         self.first, self.second = x.sides[0], x.sides[-1]
         self.z = x.z if x.z is not None else x.u
-        self.blocks = triton.cdiv(self.channels, self.plan.channels)
+        self.blocks = triton.cdiv(self.channels, _CHANNELS)
         self.reverse = int(x.reverse)
-        self.meta: dict[str, Any] = {
-            "BE": self.plan.channels,
-            "BN": max(triton.next_power_of_2(self.states), 16),
-            "num_warps": self.plan.warps,
-        }
-        if self.plan.registers:
-            self.meta["maxnreg"] = self.plan.registers
+        states = max(triton.next_power_of_2(self.states), 16)
+        self.meta: dict[str, Any] = {"BE": _CHANNELS, "BN": states, "num_warps": 1}
+        self.per_chunk = (self.count, self.batch, self.chunks)
 
     def both(self, *names: str) -> list[Tensor]:
         """Each named tensor of the first direction and of the second; A where there is none, which is not read."""
@@ -130,7 +133,7 @@ class _Launch:
 
     def sizes(self, *rest: int) -> list[int]:
         """E, L, N, T, B, chunks and what follows."""
-        return [self.channels, self.length, self.states, self.plan.steps, self.batch, self.chunks, *rest]
+        return [self.channels, self.length, self.states, self.steps, self.batch, self.chunks, *rest]
 
     def carry(self, state: Tensor, totals: Tensor, backwards: bool) -> None:
         """Turns each chunk's own end state into the state that enters it."""
@@ -155,18 +158,18 @@ def _options(x: ScanInputs, *names: str) -> dict[str, bool]:
 
 
 def _forward(x: ScanInputs, keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
-    out = empty_like_layout(x.u)
-    state, before = _keep(x, keep)
+    out, kept = empty_like_layout(x.u), _keep(x, keep)
     if x.u.numel() == 0:
-        return out, (state, before)
+        return out, kept
+    state, before = kept
     given = _kernel_inputs(x)
-    go = _Launch(given)
+    go = _Launch(given, keep)
     u, delta, A, B, C = go.first[:5]
     with torch.cuda.device_of(u):
         if go.chunks > 1:
             if not keep:
-                state = u.new_empty(go.count, go.batch, go.chunks, go.states, go.channels, dtype=torch.float32)
-            totals = u.new_empty(go.count, go.batch, go.chunks, go.channels, dtype=torch.float32)
+                state = u.new_empty(*go.per_chunk, go.states, go.channels, dtype=torch.float32)
+            totals = u.new_empty(*go.per_chunk, go.channels, dtype=torch.float32)
             end_state_kernel[(go.blocks * (go.chunks - 1) * go.batch, go.count)](
                 *go.both("u", "delta", "A", "B", "delta_bias"), state, totals,
                 *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(u, delta, A, B),
@@ -179,28 +182,29 @@ def _forward(x: ScanInputs, keep: bool) -> tuple[Tensor, Sequence[Tensor]]:
             SIDES=go.count, HAS_STATE=go.chunks > 1, KEEP=keep,
             **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
         )  # fmt: skip
-    return out, (state if keep else u.new_empty(0, dtype=torch.float32), before)
+    return out, kept
 
 
-def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tensor | None]:
+def _gradients(grad: Tensor, given: ScanInputs, kept: Sequence[Tensor], dz: Tensor | None) -> list[tuple[Any, ...]]:
+    """For each of a direction's seven inputs its gradients, as `given` has them; fills dz."""
     state, before = kept
-    given = _kernel_inputs(x)
-    go = _Launch(given)
+    go = _Launch(given, True)
     u, delta, A, B, C = go.first[:5]
     floats: dict[str, Any] = {"dtype": torch.float32, "device": u.device}
     du, ddelta = ([empty_like_layout(t) for t in go.both(name)[: go.count]] for name in ("u", "delta"))
-    dB, dC = ([t.new_empty(go.batch, go.length, go.states) for t in go.both(name)[: go.count]] for name in "BC")
-    dz = empty_like_layout(x.z) if x.z is not None else None
+    strides = (go.length * go.states, 1, go.states)
+    dB, dC = (
+        [torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device) for t in go.both(name)[: go.count]]
+        for name in "BC"
+    )
     y, gate = (before, dz) if dz is not None else (du[0], du[0])  # not touched without z
-    rows = go.count, go.batch * go.chunks
-    matrix = torch.empty(*rows, go.channels, go.states, **floats)
-    vectors = torch.empty(*rows, 2, go.channels, **floats)
+    sums = torch.empty(go.count, go.batch * go.chunks, (go.states + 2) * go.channels, **floats)
     if u.numel():
         with torch.cuda.device_of(u):
             dstate = state
             if go.chunks > 1:
                 dstate = torch.empty_like(state)
-                totals = torch.empty(go.count, go.batch, go.chunks, go.channels, **floats)
+                totals = torch.empty(*go.per_chunk, go.channels, **floats)
                 start_gradient_kernel[(go.blocks * (go.chunks - 1) * go.batch, go.count)](
                     grad, *go.both("delta", "A", "C", "delta_bias"), go.z, dstate, totals,
                     *go.sizes(go.chunks - 1, go.blocks, go.reverse), *_strides(grad, delta, A, C, go.z),
@@ -208,18 +212,15 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
                 )  # fmt: skip
                 go.carry(dstate, totals, True)
             items = go.count * go.batch * go.chunks * go.blocks
-            programs = min(items, go.plan.programs)
-            scratch = torch.empty(programs, go.plan.steps // go.plan.group * go.states * go.plan.channels, **floats)
+            programs = min(items, resident_programs(u.device))
+            scratch = torch.empty(programs, go.steps // GROUP * go.states * _CHANNELS, **floats)
             parts = torch.empty(go.count, go.batch, go.length, go.blocks, 2, go.states, **floats)
-            exact = u.dtype == torch.float32 if go.plan.exact is None else go.plan.exact
             along = (grad, u, delta, go.z, y, du[0], ddelta[0], gate)
             gradient_kernel[(programs,)](
                 grad, *go.both("u", "delta", "A", "B", "C", "D", "delta_bias"), go.z, y, state, dstate, scratch,
-                du[0], du[-1], ddelta[0], ddelta[-1], gate, matrix, vectors, parts,
-                *go.sizes(go.blocks, items, go.reverse), 1.0,
+                du[0], du[-1], ddelta[0], ddelta[-1], gate, sums, parts, *go.sizes(go.blocks, items, go.reverse), 1.0,
                 *_strides(grad, u, delta, A, B, C, go.z, y, du[0], ddelta[0], gate),
-                HAS_STATE=go.chunks > 1, EXACT=exact, K=go.plan.group, KEEP=go.plan.keep,
-                UNIT=all(t.stride(1) == 1 for t in along),
+                HAS_STATE=go.chunks > 1, EXACT=u.dtype == torch.float32, UNIT=all(t.stride(1) == 1 for t in along),
                 **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
             )  # fmt: skip
             sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](
@@ -227,15 +228,22 @@ def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tenso
                 BN=triton.next_power_of_2(go.states), num_warps=1,
             )  # fmt: skip
     else:
-        matrix.zero_()
-        vectors.zero_()
-    dA, dvectors = matrix.sum(1), vectors.sum(1)
+        sums.zero_()
+    dA, dD, dbias = sums.sum(1).split([go.states * go.channels, go.channels, go.channels], dim=1)
+    dA = dA.unflatten(1, (go.channels, go.states))
+    return [(du[i], ddelta[i], dA[i], dB[i], dC[i], dD[i], dbias[i]) for i in range(go.count)]
+
+
+def _backward(grad: Tensor, x: ScanInputs, kept: Sequence[Tensor]) -> list[Tensor | None]:
+    given = _kernel_inputs(x)
+    dz = empty_like_layout(x.z) if x.z is not None else None
     got: list[Tensor | None] = []
-    for i, side in enumerate(x.sides):
-        own = side.A.shape[1]
-        got += [du[i].to(side.u.dtype), ddelta[i].to(side.delta.dtype), dA[i, :, :own].contiguous().to(side.A.dtype)]
-        got += [d[i][..., :own].transpose(1, 2).to(t.dtype) for d, t in ((dB, side.B), (dC, side.C))]
-        got += [dvectors[i, j].to(t.dtype) if t is not None else None for j, t in ((0, side.D), (1, side.delta_bias))]
+    for side, found in zip(x.sides, _gradients(grad, given, kept, dz)):
+        if given is not x:  # types and a number of states that are not the kernels'
+            states = side.A.shape[1]
+            cut = {2: found[2][:, :states].contiguous(), 3: found[3][:, :states], 4: found[4][:, :states]}
+            found = tuple(cut.get(i, g) for i, g in enumerate(found))
+        got += [None if t is None else g if g.dtype == t.dtype else g.to(t.dtype) for t, g in zip(side, found)]
     return [*got, dz]
 
 

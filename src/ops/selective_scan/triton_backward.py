@@ -1,8 +1,8 @@
 """Triton kernels of the scan's backward: what leaves every chunk towards earlier ones, and every chunk's gradients.
 
 The gradient of the state runs against the scan's order, chunk by chunk as in the forward; carry_kernel joins the
-chunks. gradient_kernel walks a chunk forward once, leaving every fourth state in a scratch that stays in the cache,
-then backward, four steps at a time: it rebuilds their states in registers. Sums over channels (dB, dC) are products
+chunks. gradient_kernel walks a chunk forward once, leaving every second state in a scratch that stays in the cache,
+then backward, two steps at a time: it rebuilds their states in registers. Sums over channels (dB, dC) are products
 with ones on the tensor cores or exact sums; they go to memory per channel block, and sum_kernel adds those in order.
 Nothing is atomic: results are the same bit for bit. Legend as in triton_common.py.
 """
@@ -29,19 +29,8 @@ from src.ops.selective_scan.triton_common import (
 )
 
 _LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def columns(x, X: tl.constexpr, K: tl.constexpr):
-    """The K columns of (X, K), K 2 or 4."""
-    if K == 2:
-        found = tl.split(x)
-    else:
-        even, odd = tl.split(tl.reshape(x, (X, 2, 2)))
-        first, third = tl.split(even)
-        second, fourth = tl.split(odd)
-        found = (first, second, third, fourth)
-    return found
+GROUP = 2  # steps whose states the backward holds at a time
+_K = tl.constexpr(GROUP)
 
 
 @triton.jit
@@ -118,25 +107,24 @@ def start_gradient_kernel(
 def gradient_kernel(
     g_ptr, u_ptr, u1_ptr, delta_ptr, delta1_ptr, A_ptr, A1_ptr, B_ptr, B1_ptr, C_ptr, C1_ptr, D_ptr, D1_ptr,
     bias_ptr, bias1_ptr, z_ptr, y_ptr, state_ptr, dstate_ptr, scratch_ptr,
-    du_ptr, du1_ptr, dd_ptr, dd1_ptr, dz_ptr, dA_ptr, sums_ptr, part_ptr,
+    du_ptr, du1_ptr, dd_ptr, dd1_ptr, dz_ptr, sums_ptr, part_ptr,
     E, L, N: tl.constexpr, T, batch, chunks, blocks, items, reverse, one,
     g_b, g_e, g_l, u_b, u_e, u_l, d_b, d_e, d_l, A_e, A_n, B_b, B_n, B_l, C_b, C_n, C_l, z_b, z_e, z_l,
     y_b, y_e, y_l, du_b, du_e, du_l, dd_b, dd_e, dd_l, dz_b, dz_e, dz_l,
     HAS_STATE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, KEEP: tl.constexpr, K: tl.constexpr, UNIT: tl.constexpr,
-    BE: tl.constexpr, BN: tl.constexpr,
+    SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, UNIT: tl.constexpr, BE: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Gradients; part (sides, B, L, blocks, 2, N): dB and dC by channel block.
 
-    dA (sides, B, chunks, E, N), sums (sides, B, chunks, 2, E): dA, dD and dbias by chunk.
-    scratch (programs, T / K, N, BE). A program takes every programs-th of the items.
+    sums (sides, B, chunks, E N + 2 E): dA, dD and dbias by chunk. scratch (programs, T / 2, N, BE).
+    A program takes every programs-th of the items.
     """
     if UNIT:  # channels innermost: one offset for all tensors instead of eight, which spares registers
         g_e, u_e, d_e, z_e, y_e, du_e, dd_e, dz_e = 1, 1, 1, 1, 1, 1, 1, 1
-    n, r = tl.arange(0, BN), tl.arange(0, K)
+    n, r = tl.arange(0, BN), tl.arange(0, _K)
     in_n = n < N
     lane = tl.arange(0, BE)
-    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (T // K) * N * BE + n[None, :] * BE + lane[:, None]
+    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (T // _K) * N * BE + n[None, :] * BE + lane[:, None]
     place8 = tl.arange(0, 8)
     for item in tl.range(tl.program_id(0), items, tl.num_programs(0), num_stages=1):
         block = item % blocks
@@ -169,29 +157,29 @@ def gradient_kernel(
         g_at = g_ptr + b * g_b
         z_at = z_ptr + b * z_b
         way_r = r * way
-        groups = (steps + K - 1) // K
+        groups = (steps + _K - 1) // _K
         tl.store(scratch, h, mask=in_n[None, :])
         valid = (r < steps)[None, :]
         u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
         d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
         B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
         for j in tl.range(1, groups, num_stages=1):
-            u = columns(u_next.to(tl.float32), BE, K)
-            d = columns(d_next.to(tl.float32), BE, K)
+            u = tl.split(u_next.to(tl.float32))
+            d = tl.split(d_next.to(tl.float32))
             B_group = B_next
-            t += K * way
-            valid = (r < steps - j * K)[None, :]
+            t += _K * way
+            valid = (r < steps - j * _K)[None, :]
             u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
             d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
             B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
-            for k in tl.static_range(K):
+            for k in tl.static_range(_K):
                 dt, _ = step_size(d[k] + bias, True, SOFTPLUS)
                 h = tl.exp2(dt[:, None] * A) * h + (dt * u[k])[:, None] * column(B_group, r, k)[None, :]
             tl.store(scratch + j * N * BE, h, mask=in_n[None, :])
         tl.debug_barrier()  # the states are read back below
         dA = tl.zeros((BE, BN), tl.float32)
         dD, dbias = tl.zeros((BE,), tl.float32), tl.zeros((BE,), tl.float32)
-        valid = (r < steps - (groups - 1) * K)[None, :]
+        valid = (r < steps - (groups - 1) * _K)[None, :]
         C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & valid, other=0.0)
         g_next = tl.load(tile(g_at, t, way_r, g_l, e, g_e), mask=in_e[:, None] & valid, other=0.0)
         z_next = g_next
@@ -200,13 +188,13 @@ def gradient_kernel(
         for i in tl.range(0, groups, num_stages=1):
             j = groups - 1 - i
             h = tl.load(scratch + j * N * BE, mask=in_n[None, :], other=0.0)
-            u = columns(u_next.to(tl.float32), BE, K)
-            d = columns(d_next.to(tl.float32), BE, K)
-            g = columns(g_next.to(tl.float32), BE, K)
-            z = columns(z_next.to(tl.float32), BE, K)
+            u = tl.split(u_next.to(tl.float32))
+            d = tl.split(d_next.to(tl.float32))
+            g = tl.split(g_next.to(tl.float32))
+            z = tl.split(z_next.to(tl.float32))
             B_group, C_group = B_next, C_next
             first = t.to(tl.int64)
-            t -= K * way
+            t -= _K * way
             more = j > 0
             u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & more, other=0.0)
             d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & more, other=0.0)
@@ -219,8 +207,8 @@ def gradient_kernel(
             dt_all = ()
             slope_all = ()
             a_all = ()
-            for k in tl.static_range(K):
-                dt, slope = step_size(d[k] + bias, j * K + k < steps, SOFTPLUS)
+            for k in tl.static_range(_K):
+                dt, slope = step_size(d[k] + bias, j * _K + k < steps, SOFTPLUS)
                 a = tl.exp2(dt[:, None] * A)
                 h = a * h + (dt * u[k])[:, None] * column(B_group, r, k)[None, :]
                 h_all += (h,)
@@ -230,8 +218,8 @@ def gradient_kernel(
             # Times one: else the compiler keeps what it has computed above in registers that it does not have.
             B_again = B_group.to(tl.float32) * one
             acc = tl.zeros((BN, 8), tl.float32)
-            for k in tl.static_range(K - 1, -1, -1):
-                inside = in_e & (j * K + k < steps)
+            for k in tl.static_range(_K - 1, -1, -1):
+                inside = in_e & (j * _K + k < steps)
                 dt, gk = dt_all[k], g[k]
                 if HAS_Z:
                     gate = sigmoid(z[k])
@@ -245,17 +233,14 @@ def gradient_kernel(
                 to_B = dh * (dt * u[k])[:, None]
                 if EXACT:
                     part = part_ptr + ((row * L + first + way * k) * blocks + block) * 2 * N + n
-                    tl.store(part, tl.sum(to_B, axis=0), mask=in_n & (j * K + k < steps))
-                    tl.store(part + N, tl.sum(to_C, axis=0), mask=in_n & (j * K + k < steps))
+                    tl.store(part, tl.sum(to_B, axis=0), mask=in_n & (j * _K + k < steps))
+                    tl.store(part + N, tl.sum(to_C, axis=0), mask=in_n & (j * _K + k < steps))
                 else:
                     ones = tl.full((BE, 8), 1.0, tl.float32)
                     acc = tl.where(place8[None, :] == k, tl.dot(tl.trans(to_B), ones), acc)
                     acc = tl.where(place8[None, :] == k + 4, tl.dot(tl.trans(to_C), ones), acc)
                 dx = tl.sum(dh * column(B_again, r, k)[None, :], axis=1)
-                if KEEP:
-                    dh *= a_all[k]
-                else:
-                    dh *= tl.exp2((dt * one)[:, None] * A)
+                dh *= a_all[k]
                 through = dh * h_all[k]
                 dA += through * dt[:, None]
                 ddt = (tl.sum(through * A, axis=1) * _LN2 + dx * u[k]) * slope_all[k]
@@ -271,12 +256,12 @@ def gradient_kernel(
                 tl.store(
                     part + place8[None, :] // 4 * N + n[:, None],
                     acc,
-                    mask=in_n[:, None] & (k8 < K)[None, :] & (k8 < steps - j * K)[None, :],
+                    mask=in_n[:, None] & (k8 < _K)[None, :] & (k8 < steps - j * _K)[None, :],
                 )
-        place = row * chunks + chunk
-        tl.store(dA_ptr + (place * E + e[:, None]) * N + n[None, :], dA, mask=both)
-        tl.store(sums_ptr + place * 2 * E + e, dD, mask=in_e)
-        tl.store(sums_ptr + (place * 2 + 1) * E + e, dbias, mask=in_e)
+        sums = sums_ptr + (row * chunks + chunk) * (N + 2) * E
+        tl.store(sums + e[:, None] * N + n[None, :], dA, mask=both)
+        tl.store(sums + N * E + e, dD, mask=in_e)
+        tl.store(sums + (N + 1) * E + e, dbias, mask=in_e)
         tl.debug_barrier()  # the next item writes the scratch
 
 

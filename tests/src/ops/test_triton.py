@@ -14,6 +14,9 @@ LIMITS = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}  # bfloat16: the i
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="pip install triton")
 
 
+EVERY_TYPE = ("chunks", "length 1", "N 24")
+
+
 def scan_cases() -> dict:
     """Small cases, cut into chunks of 16 steps, that reach every branch of the kernels."""
     from src.ops.selective_scan.check import Case
@@ -22,7 +25,7 @@ def scan_cases() -> dict:
         "chunks": Case(batch=1, channels=17, length=50, states=3),
         "chunks that fit": Case(batch=1, channels=3, length=32),
         "two blocks": Case(batch=1, channels=33, length=18, states=2, reverse=True, layout="time"),
-        "N 24": Case(batch=1, channels=2, length=35, states=24),
+        "N 24": Case(batch=1, channels=2, length=19, states=24),
         "N 1": Case(batch=1, channels=2, length=21, states=1, reverse=True),
         "no options": Case(batch=1, channels=2, length=19, D=False, z=False, bias=False, softplus=False),
         "no gate": Case(batch=1, channels=2, length=19, z=False, reverse=True),
@@ -41,15 +44,13 @@ def scan_errors() -> dict[str, float]:
     from src.ops.selective_scan import triton as backend
     from src.ops.selective_scan.check import errors
 
+    backend.chunk_steps = lambda *_: 16
+    backend.resident_programs = lambda _: 3
     worst = {}
-    for plan in (backend.Plan(steps=16, programs=3), backend.Plan(steps=16, programs=3, group=4, keep=False)):
-        backend.FIXED[:] = [plan]
-        for name, case in scan_cases().items():
-            for dtype in (torch.float32, torch.bfloat16, torch.float16)[
-                : 1 if plan.group == 4 or case.layout != "channels" else 3
-            ]:
-                found = errors(case, "triton", dtype=dtype)
-                worst[f"{name} {plan.group} {str(dtype)[6:]}"] = max(found.values(), default=0.0)
+    for name, case in scan_cases().items():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)[: 3 if name in EVERY_TYPE else 1]:
+            found = errors(case, "triton", dtype=dtype)
+            worst[f"{name} {str(dtype)[6:]}"] = max(found.values(), default=0.0)
     return worst
 
 
@@ -66,6 +67,39 @@ def nan_errors() -> dict[str, float]:
         inputs[name][(0, 1, 4) if inputs[name].dim() == 3 else (1,) * inputs[name].dim()] = float("nan")
         want, got = run(case, inputs, "reference")["out"], run(case, inputs, "triton")["out"]
         worst[f"nan in {name} float32"] = float(not torch.equal(want.isnan(), got.isnan()))
+    return worst
+
+
+def operator_errors() -> dict[str, float]:
+    """The operators that torch.compile sees against direct calls, and a forward alone, cut into chunks or not."""
+    import torch
+
+    from src.ops.selective_scan import triton as backend
+    from src.ops.selective_scan.check import Case, make_inputs
+    from src.ops.selective_scan.inputs import Direction, ScanInputs
+
+    backend.resident_programs = lambda _: 3
+    inputs = make_inputs(Case(batch=1, channels=3, length=20, states=2))
+    side = [inputs[name].requires_grad_() for name in Direction._fields]
+    x = ScanInputs((Direction(*side),), inputs["z"].requires_grad_(), True)
+    worst = {}
+    for steps in (8, 32):
+        backend.chunk_steps = lambda *_, steps=steps: steps
+        out = backend.selective_scan_triton(x)
+        wanted = [out, *torch.autograd.grad(out, x.tensors, inputs["grad"])]
+        through = torch.ops.vjepa_mamba.triton_scan_forward(*x.tensors, True, False, True)[0]
+        found = [through, *torch.autograd.grad(through, x.tensors, inputs["grad"])]
+        worst[f"operator {steps} float32"] = max((a - b).abs().max().item() for a, b in zip(wanted, found))
+        with torch.no_grad():
+            worst[f"forward alone {steps} float32"] = (backend.selective_scan_triton(x) - out).abs().max().item()
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(
+            torch.ops.vjepa_mamba.triton_scan_forward.default, (*x.tensors, True, False, True), test_utils=checks
+        )
+        with torch.no_grad():
+            kept = torch.ops.vjepa_mamba.triton_scan_forward(*x.tensors, True, False, True)[1:]
+        given = (inputs["grad"], *(t.detach() for t in x.tensors), *kept, True, False)
+        torch.library.opcheck(torch.ops.vjepa_mamba.triton_scan_backward.default, given, test_utils=checks)
     return worst
 
 
@@ -131,24 +165,29 @@ def conv_errors() -> dict[str, float]:
     shapes = [(2, 20, 4, 70, "channels"), (1, 70, 4, 33, "channels"), (2, 7, 3, 64, "time"), (1, 9, 7, 3, "channels")]
     for batch, channels, width, length, layout in [*shapes, (2, 5, 1, 10, "time"), (0, 8, 4, 10, "channels")]:
         for reverse in (False, True):
-            for activation, with_bias in (("silu", True), (None, False)):
+            for activation, with_bias, dtype in (
+                ("silu", True, "float32"),
+                (None, False, "float32"),
+                ("silu", True, "bfloat16"),
+            ):
                 shape = (batch, channels, length) if layout == "time" else (batch, length, channels)
                 x = torch.randn(shape) if layout == "time" else torch.randn(shape).transpose(1, 2)
                 w, b, grad = torch.randn(channels, width), torch.randn(channels), torch.randn(batch, channels, length)
-                results = []
-                for backend, dtype in (("torch", torch.float64), ("triton", torch.float32)):
-                    leaves = [t.detach().to(dtype).requires_grad_() for t in (x, w, b)][: 2 + with_bias]
+                kind, results = getattr(torch, dtype), []
+                for backend, work in (("torch", torch.float64), ("triton", kind)):
+                    leaves = [t.to(kind).to(work).requires_grad_() for t in (x, w, b)][: 2 + with_bias]
                     y = causal_conv1d(*leaves, activation=activation, reverse=reverse, backend=backend)
-                    results.append([y, *torch.autograd.grad(y, leaves, grad.to(dtype))])
+                    results.append([y, *torch.autograd.grad(y, leaves, grad.to(kind).to(work))])
                 gaps = [((p - q).abs().max() / p.abs().max()).item() for p, q in zip(*results) if p.any()]
-                worst[f"conv {batch, channels, width, length, layout, reverse, activation} float32"] = max(
-                    gaps, default=0
-                )
+                case = (batch, channels, width, length, layout, reverse, activation)
+                worst[f"conv {case} {dtype}"] = max(gaps, default=0)
     return worst
 
 
 @needs_triton
-@pytest.mark.parametrize("part", ["scan_errors", "nan_errors", "both_errors", "carry_errors", "conv_errors"])
+@pytest.mark.parametrize(
+    "part", ["scan_errors", "nan_errors", "operator_errors", "both_errors", "carry_errors", "conv_errors"]
+)
 def test_triton_kernels_in_the_interpreter(part):
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, part]
@@ -171,6 +210,16 @@ def test_triton_refuses_cpu_tensors_outside_the_interpreter():
         selective_scan(x, x, -torch.ones(2, 1), x[:, :1], x[:, :1], backend="triton")
     with pytest.raises(RuntimeError, match="CUDA"):
         causal_conv1d(x, torch.ones(2, 4), backend="triton")
+
+
+@needs_triton
+def test_a_forward_alone_is_not_cut_where_the_gpu_is_full_without():
+    from src.ops.selective_scan.triton import chunk_steps
+
+    assert chunk_steps(128, 384, 1568, False) == 1568
+    assert chunk_steps(128, 384, 1568, True) == chunk_steps(32, 384, 1568, False) == 64
+    assert chunk_steps(32, 384, 392, True) == 32
+    assert chunk_steps(128, 384, 0, False) > 0
 
 
 if __name__ == "__main__":

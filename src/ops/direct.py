@@ -1,0 +1,62 @@
+"""Differentiable calls that pass by PyTorch's dispatcher, which costs more CPU time than launching a few kernels.
+
+Operators registered with torch.library are what torch.compile sees; every other call goes through `call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Formula(NamedTuple):
+    """forward(tensors, options, keep) -> (out, what it keeps); backward(grad, tensors, options, kept) -> gradients.
+
+    keep: whether a backward may follow. A gradient for each tensor, None where a tensor is absent.
+    """
+
+    forward: Callable[[Sequence[Any], tuple, bool], tuple[Tensor, Sequence[Tensor]]]
+    backward: Callable[[Tensor, Sequence[Any], tuple, Sequence[Tensor]], Sequence[Tensor | None]]
+
+
+class _Call(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, formula: Formula, options: tuple, *tensors: Tensor | None) -> Tensor:
+        out, kept = formula.forward(tensors, options, True)
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.formula, ctx.options, ctx.count = formula, options, len(tensors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        saved = ctx.saved_tensors
+        got = ctx.formula.backward(grad, saved[: ctx.count], ctx.options, saved[ctx.count :])
+        return None, None, *got
+
+
+def possible(x: Tensor) -> bool:
+    """Whether nothing has to see an operator: neither torch.compile nor a tensor that only stands for another."""
+    return type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def call(formula: Formula, options: tuple, tensors: Sequence[Any], keep: bool) -> Tensor:
+    """The formula's output; `keep`: whether a tensor wants a gradient."""
+    if keep:
+        return _Call.apply(formula, options, *tensors)
+    return formula.forward(tensors, options, False)[0]
+
+
+def apart(results: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results, copied where they share memory with one before: an operator's may not."""
+    seen: set[int] = set()
+    alone = []
+    for x in results:
+        address = x.untyped_storage().data_ptr()
+        alone.append(x.clone() if address in seen else x)
+        seen.add(address)
+    return tuple(alone)
