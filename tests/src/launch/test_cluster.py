@@ -21,15 +21,6 @@ from src.utils.errors import UserError
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def targets(monkeypatch):
-    monkeypatch.syspath_prepend(HERE)
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{Path.cwd()}")
-    import job_targets
-
-    return job_targets
-
-
 def run_of(folder, *overrides):
     name, config = load("configs/pretrain/vm_tiny.yaml", [f"logging.folder={folder}", *overrides])
     return Run(Planned(f"{folder}.yaml", {}), name, config)

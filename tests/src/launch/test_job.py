@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import submitit
@@ -16,17 +15,6 @@ from submitit.core.utils import DelayedSubmission
 from app.scaffold import load
 from src.launch.job import Job, job_port, task_device
 from src.utils.errors import UserError
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def targets(monkeypatch):
-    monkeypatch.syspath_prepend(HERE)
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{Path.cwd()}")
-    import job_targets
-
-    return job_targets
 
 
 def config_of(folder, *overrides):
