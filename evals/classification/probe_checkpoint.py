@@ -84,7 +84,7 @@ def _rank_loss(loss: float) -> float:
 
 
 def line(row: dict[str, Any], settings: ProbeSettings, seconds: float) -> str:
-    """One line for the log; with several heads, the figures of the head that leads on the held-out samples."""
+    """One line for the log; with several heads, the metrics of the head that leads on the held-out samples."""
     i = choose_head(row.get("inner_val_loss"), row["inner_val"])
     lr, wd = settings.grid[i]
     text = f"epoch {row['epoch']}/{settings.num_epochs}  loss {row['loss'][i]:.3f}  train {100 * row['train'][i]:.1f} %"
@@ -101,8 +101,8 @@ def write_csv(path: Path, history: list[dict[str, Any]], settings: ProbeSettings
         writer.writerow(["epoch", "lr", "weight_decay", "loss", "train_acc", "inner_val_acc", "val_acc"])
         for row in history:
             for i, (lr, wd) in enumerate(settings.grid):
-                figures = [row[k][i] if row[k] is not None else "" for k in ("loss", "train", "inner_val", "val")]
-                writer.writerow([row["epoch"], lr, wd, *figures])
+                metrics = [row[k][i] if row[k] is not None else "" for k in ("loss", "train", "inner_val", "val")]
+                writer.writerow([row["epoch"], lr, wd, *metrics])
 
 
 def save(

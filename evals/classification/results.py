@@ -1,4 +1,4 @@
-"""What an evaluation hands over: intervals, per-class figures, a csv, a json, a picture and the closing table.
+"""What an evaluation hands over: intervals, per-class metrics, a csv, a json, a picture and the closing table.
 
 Legend: M samples, C classes.
 """
@@ -159,9 +159,9 @@ def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
     for name, rows in heads.items():
         for head in rows:
             shares = [head[f"{what}_accuracy"] for what in ("train", "inner_val", "val")]
-            figures = [f"{100 * share:.1f}" if share is not None else "-" for share in shares]
+            metrics = [f"{100 * share:.1f}" if share is not None else "-" for share in shares]
             star = " *" if head["reported"] else ""
-            table.add_row(name + star, f"{head['lr']:g}", f"{head['weight_decay']:g}", *figures)
+            table.add_row(name + star, f"{head['lr']:g}", f"{head['weight_decay']:g}", *metrics)
     return table
 
 

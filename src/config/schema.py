@@ -53,6 +53,21 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def present_key(schema: type[Section], key: str) -> str:
+    """A dotted key under the name that this version has for it; what the schema does not know stays as it is."""
+    parts = key.split(".")
+    section: type[Section] | None = schema
+    for depth, part in enumerate(parts):
+        if section is None:
+            break
+        if part.isdecimal():  # an entry of a list of sections
+            continue
+        parts[depth] = section.renamed.keys.get(part, part)
+        field = section.model_fields.get(parts[depth])
+        section = section_of(field.annotation) if field else None
+    return ".".join(parts)
+
+
 def known_keys(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key of a schema with its pydantic field, sections before what they hold; `*` stands for an index."""
     for name, field in schema.model_fields.items():

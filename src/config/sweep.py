@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field, field_validator
 
 from src.config.loading import Section, from_dict, load_config, save_config
+from src.config.schema import present_key
 from src.config.yaml_io import dump_yaml, read_mapping, read_yaml, set_key
 from src.utils.errors import UserError
 from src.utils.logging import prepare_folder
@@ -98,17 +99,14 @@ def expand(sweep: SweepConfig, path: str, check: Check, folder_key: str) -> list
     """
     if not sweep.runs and not sweep.grid:
         raise UserError(f"{path}: there is nothing to run: give a grid (key: [values]) or runs (name: {{key: value}})")
-    for row, settings in sweep.runs.items():
-        for key in settings:
-            if key in sweep.grid:
-                raise UserError(f"{path}: {key} is set by runs.{row} and by the grid: leave it in one of them")
     if folder_key in sweep.grid or any(folder_key in row for row in sweep.runs.values()):
         raise UserError(f"{path}: {folder_key} is made from `folder` and the run's name: set `folder`")
     short = _short_keys(list(sweep.grid))
     planned: dict[str, Planned] = {}
     for base in [sweep.base] if isinstance(sweep.base, str) else sweep.base:
         raw = read_mapping(base)
-        check(copy.deepcopy(raw), base)
+        _, config = check(copy.deepcopy(raw), base)
+        _check_set_once(sweep, path, type(config))
         for row, values in itertools.product(sweep.runs or {"": {}}, itertools.product(*sweep.grid.values())):
             grid = dict(zip(sweep.grid, values))
             parts = [Path(base).stem] if isinstance(sweep.base, list) else []
@@ -132,6 +130,15 @@ def expand(sweep: SweepConfig, path: str, check: Check, folder_key: str) -> list
                 raise UserError(f"{source}: its folder is that of run {other.label} too: name both under `runs`")
             planned[label.casefold()] = Planned(source, mine, label, settings)
     return list(planned.values())
+
+
+def _check_set_once(sweep: SweepConfig, path: str, schema: type[Section]) -> None:
+    """UserError where a row sets what the grid sets, under whichever name."""
+    grid = {present_key(schema, key) for key in sweep.grid}
+    for row, settings in sweep.runs.items():
+        for key in settings:
+            if present_key(schema, key) in grid:
+                raise UserError(f"{path}: {key} is set by runs.{row} and by the grid: leave it in one of them")
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:

@@ -22,5 +22,8 @@ RENAMED: dict[str, Renamed] = {
 
 def with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """A plain config, as a checkpoint or a run's folder holds it, under the names of this version."""
-    sections = {name: with_new_names(config[name], RENAMED[name])[0] for name in RENAMED if name in config}
-    return {**config, **sections}
+    new = dict(config)
+    for name, renamed in RENAMED.items():
+        if isinstance(config.get(name), Mapping):  # what is no section is for the schema to refuse
+            new[name] = with_new_names(config[name], renamed)[0]
+    return new

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from src.config.loading import check_ready, did_you_mean
-from src.config.schema import Section, key_table
+from src.config.schema import Section, key_table, present_key
 from src.config.sweep import Check, Planned, Record, plan
 from src.config.yaml_io import apply_overrides, read_mapping
 from src.utils.errors import UserError
@@ -54,7 +54,8 @@ class Parser(argparse.ArgumentParser):
         if swallowed:
             args.devices = [word for word in args.devices if "=" not in word]
         words = sys.argv[1:] if argv is None else argv
-        args.overrides = sorted(swallowed + rest, key=words.index)  # as typed: of two for one key the later counts
+        # As typed: of two for one key the later counts. A word out of `--devices=a=b` is none of those typed.
+        args.overrides = sorted(swallowed + rest, key=lambda word: words.index(word) if word in words else len(words))
         return args
 
 
@@ -157,9 +158,11 @@ def run_on_cluster(
     runs = []
     for one in planned:
         overridden = apply_overrides(one.raw, args.overrides)
-        for key in overridden & set(one.settings):
-            parser.error(f"{key} is what the runs of {args.fname} differ in: change it there")
         name, config = check(one.raw, one.source, overridden)
+        varied = {present_key(type(config), key) for key in one.settings}
+        for key in sorted(overridden):
+            if present_key(type(config), key) in varied:
+                parser.error(f"{key} is what the runs of {args.fname} differ in: change it there")
         check_ready(config, one.source)
         runs.append(Run(one, name, config))
     sweep = None

@@ -51,6 +51,7 @@ class Predictor(nn.Module):
 
     def __init__(
         self,
+        *,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         num_frames: int = 16,
@@ -64,7 +65,6 @@ class Predictor(nn.Module):
         zero_init_mask_tokens: bool = True,
         token_order: Literal["raster", "concat"] = "raster",
         projector: Literal["linear", "mlp"] | None = None,
-        *,
         trunk: str,
         **trunk_options: Any,
     ) -> None:
@@ -127,5 +127,5 @@ class Predictor(nn.Module):
 class VisionTransformerPredictor(Predictor):
     """V-JEPA's name of the predictor with an attention trunk."""
 
-    def __init__(self, *args: Any, num_heads: int = 12, **options: Any) -> None:
-        super().__init__(*args, trunk="attention", num_heads=num_heads, **options)
+    def __init__(self, *, num_heads: int = 12, **options: Any) -> None:
+        super().__init__(trunk="attention", num_heads=num_heads, **options)

@@ -35,6 +35,7 @@ class VideoMamba(VideoEncoder):
 
     def __init__(
         self,
+        *,
         embed_dim: int = 192,
         depth: int = 24,
         pos_embed: Literal["sincos", "learned", "none"] = "sincos",

@@ -22,6 +22,7 @@ class VisionTransformer(VideoEncoder):
 
     def __init__(
         self,
+        *,
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,

@@ -40,8 +40,14 @@ class _Call(torch.autograd.Function):
 
 
 def possible(x: Tensor) -> bool:
-    """Whether nothing has to see an operator: neither torch.compile nor a tensor that only stands for another."""
-    return type(x) is Tensor and not torch.compiler.is_compiling()
+    """Whether nothing has to see an operator: no compiler, no tracer, no transform, no mode, no tensor subclass."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def call(formula: Formula, options: tuple, tensors: Sequence[Any], keep: bool) -> Tensor:

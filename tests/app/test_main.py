@@ -46,6 +46,8 @@ def test_mistakes_end_with_one_line_and_2():
             VM_TINY,
             "data.pach_size=8",
         ): "command line: unknown key data.pach_size; did you mean data.patch_size?",
+        ("--fname", VM_TINY, "--devices=a=b"): "command line: unknown key a; known here: app, nodes, "
+        "tasks_per_node, data, data_aug, logging, loss, mask, meta, model, optimization, probe, study",
         (
             "--fname",
             "configs/pretrain/vm_tiny_ssv2.yaml",

@@ -72,3 +72,12 @@ def test_mistakes_end_with_one_line_and_2(run):
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda case: run(case[0], *case[1]), cases))
     assert results == [(2, "", f"error: {message}\n") for _, _, message in cases]
+
+
+def test_a_sweep_guards_its_keys_under_their_old_names_too(run):
+    sweep = {**SWEEP, "grid": {"loss.clip_mean_weight": [0.5]}}
+    code, out, err = run(sweep, "--batch-launch", "loss.target_pooled=0.5")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "error: command line: loss.target_pooled is what the runs of FILE differ in: change it there (see --help)"
+    )

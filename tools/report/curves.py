@@ -47,7 +47,7 @@ def training_curves(runs: Sequence[RunFolder]) -> list[Part]:
 
 
 def diagnostics_curves(runs: Sequence[RunFolder]) -> list[Part]:
-    """The figures of `<tag>-diagnostics.csv`."""
+    """The metrics of `<tag>-diagnostics.csv`."""
     diagnosed = [run for run in runs if run.diagnostics]
     reason = "no diagnostics: logging.diagnose_every is null, or none has been made yet"
     parts = _without(runs, diagnosed, reason)

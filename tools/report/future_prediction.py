@@ -32,9 +32,9 @@ def _table(run: str, found: dict[str, Any]) -> Table:
     cells: dict[tuple[str, int | None], dict[str, str]] = {}
     chances: dict[str, str] = {}
     for choice in found["choices"]:
-        figures = (100 * choice[key] for key in ("accuracy", "ci95_low", "ci95_high"))
+        metrics = (100 * choice[key] for key in ("accuracy", "ci95_low", "ci95_high"))
         row = cells.setdefault((choice["model"], choice["tubelet"]), {})
-        row[choice["against"]] = "{:.1f} [{:.1f}, {:.1f}]".format(*figures)
+        row[choice["against"]] = "{:.1f} [{:.1f}, {:.1f}]".format(*metrics)
         chances[choice["against"]] = f"{100 * choice['chance']:.1f}"
     rows = [[m if t is None else f"{m}, +{t}", *(row[a] for a in chances)] for (m, t), row in cells.items()]
     columns = ["prediction", *(against if against == "all" else f"or {against}" for against in chances)]

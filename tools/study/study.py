@@ -165,7 +165,7 @@ def gather(planned: Sequence[Planned], eval_file: str, out: Path, keep: bool = T
     is kept), nor of what has changed in the sweep, its bases or the evaluation since: after such a change, begin a new
     csv.
     """
-    known, known_diagnostics = (_by_run(out), _by_run(diagnostics_path(out))) if keep else ({}, {})
+    known, known_diagnostics = (_by_run(out), _by_run(_written_diagnostics(out))) if keep else ({}, {})
     rows: list[dict[str, Any]] = []
     diagnostics_rows: list[dict[str, Any]] = []
     for run in planned:
@@ -205,12 +205,19 @@ def _scores(found: dict[str, Any] | None) -> list[dict[str, str]]:
     return [*encoders.values()]
 
 
+def _written_diagnostics(out: Path) -> Path:
+    """The csv of diagnostics that there is: an earlier version called it NAME-health.csv."""
+    now, before = diagnostics_path(out), out.with_name(f"{out.stem}-health.csv")
+    return before if before.exists() and not now.exists() else now
+
+
 def _by_run(path: Path) -> dict[str, list[dict[str, str]]]:
-    """The lines of a csv of a study by their run; none if it is not there."""
+    """The lines of a csv of a study by their run, under the names of this version; none if it is not there."""
     lines: dict[str, list[dict[str, str]]] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
+                line = {RENAMED_COLUMNS.get(name, name): value for name, value in line.items()}
                 lines.setdefault(line["run"], []).append(line)
     return lines
 

@@ -75,6 +75,9 @@ def test_vjepas_own_keys_load(tmp_path, caplog):
     assert cfg.meta.eval_freq == 100
     assert not caplog.records
     check_ready(cfg, "vith16.yaml")
+    (tmp_path / "vith16.yaml").write_text(VJEPA.replace("decode_one_clip: true", "decode_one_clip: false"))
+    load_config(tmp_path / "vith16.yaml", PretrainConfig)
+    assert caplog.messages == ["data.decode_one_clip: false has no effect: only the frames of the clip are ever read"]
 
 
 def test_masks_as_the_collator_wants_them():

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from src.config.loading import from_dict, load_config
 from src.config.renaming import Renamed, with_new_names
-from src.config.schema import Section
+from src.config.schema import Section, present_key
 from src.config.sweep import plan
 from src.config.yaml_io import dump_yaml
 from src.utils.errors import UserError
@@ -110,6 +110,23 @@ def test_an_old_name_in_a_row_of_a_sweep(file, tmp_path):
         "b-mode=old": ("start", "new"),
         "b-mode=other": ("start", "other"),
     }
+
+
+@pytest.mark.parametrize(("row", "grid"), [("data.cut", "data.crop"), ("data.crop", "data.cut")])
+def test_a_row_and_the_grid_set_one_key_under_two_names(file, tmp_path, row, grid):
+    sweep = {"base": str(file("folder: runs/x\n")), "runs": {"a": {row: "start"}}, "grid": {grid: ["end"]}}
+    (tmp_path / "sweep.yaml").write_text(dump_yaml(sweep))
+
+    def check(raw, source, overridden=frozenset()):
+        return "name", from_dict(raw, Config, source, overridden)
+
+    with pytest.raises(UserError, match=rf"{row} is set by runs\.a and by the grid"):
+        plan(tmp_path / "sweep.yaml", check, "folder")
+
+
+def test_a_dotted_key_under_its_present_name():
+    keys = {"data.cut": "data.crop", "data.crop": "data.crop", "cut": "cut", "data.cut.cut": "data.crop.cut"}
+    assert {key: present_key(Config, key) for key in keys} == keys
 
 
 def test_a_misspelt_old_name_is_unknown(file):

@@ -129,4 +129,5 @@ def test_a_plain_config_under_present_names():
         "loss": {"target_norm": "zca_whiten", "clip_mean_weight": 0.5},
     }
     assert old["data"] == {"mask_equalize": "tail", "num_frames": 8}
-    assert with_present_names({}) == {}
+    for no_section in ({}, {"data": None, "loss": ["whiten"]}):
+        assert with_present_names(no_section) == no_section

@@ -28,6 +28,13 @@ def test_a_requeued_job_resumes(targets):
     assert (job.resume, again.function.resume, again.function.name) == (False, True, "vjepa")
 
 
+def test_a_job_of_an_earlier_version_is_found(targets):
+    job = pickle.dumps(Job(targets.job, "vjepa", config_of("a"), on_gpu=False), protocol=0)
+    before = job.replace(b"src.launch.job", b"src.utils.job")
+    assert before != job
+    assert type(pickle.loads(before)) is Job
+
+
 def test_ports(monkeypatch):
     monkeypatch.delenv("MASTER_PORT", raising=False)
     ports = {job_port(str(job)) for job in range(1_000_000, 1_012_000)}

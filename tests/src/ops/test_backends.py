@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import src.ops.selective_scan as scan
 from src.ops import causal_conv1d, compiled
 from src.ops.selective_scan.check import NAMES, Case, make_inputs
 from src.ops.selective_scan.operator import Backend, register
+from src.ops.triton_version import require_triton
 
 needs_kernels = pytest.mark.skipif(compiled.find_library() is None, reason=compiled.MISSING)
 HAS_MAMBA = False
@@ -119,8 +121,24 @@ def test_missing_triton_says_what_to_install(fresh):
     fresh.setitem(sys.modules, "triton", None)
     fresh.delitem(sys.modules, "src.ops.selective_scan.triton", raising=False)
     fresh.delitem(scan._loaded, "triton", raising=False)
-    with pytest.raises(ImportError, match="pip install triton"):
+    with pytest.raises(ImportError, match="pip install -U triton"):
         scan.selective_scan(**arguments(), backend="triton")
+
+
+def test_an_old_triton_is_passed_over_and_refused_by_name(fresh):
+    fresh.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.4.0"))
+    fresh.delitem(scan._loaded, "triton", raising=False)
+    scan._loads.cache_clear()
+    assert scan.choose_backend("cuda", torch.float32, 16) != "triton"
+    with pytest.raises(ImportError, match=r"triton 3\.4\.0 is too old: 3\.5 or newer is needed.*pip install -U triton"):
+        scan.selective_scan(**arguments(), backend="triton")
+    x, weight = torch.zeros(1, 2, 3), torch.zeros(2, 4)
+    causal_conv1d._triton.cache_clear()
+    with pytest.raises(ImportError, match=r"triton 3\.4\.0 is too old"):
+        causal_conv1d.causal_conv1d(x, weight, backend="triton")
+    for version in ("3.5.1", "3.6.0+git1", "4.0"):
+        fresh.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+        require_triton()
 
 
 def test_unknown_backend_names_the_known_ones():

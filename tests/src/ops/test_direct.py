@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from src.ops import compiled, direct
@@ -35,6 +36,35 @@ def test_a_second_derivative_is_refused_not_wrong(call):
     (grad,) = torch.autograd.grad(out.square().sum(), next(iter(tensors.values())), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("call", [scanned, convolved])
+def test_modes_tracers_and_transforms_see_an_operator(call):
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **kwargs or {})
+
+    names: list[str] = []
+    with Seen():
+        call()
+    assert any(name.startswith("vjepa_mamba") for name in names)
+
+    made = call()[0]
+    x = made["u" if call is scanned else "x"].detach()
+    rest = {name: t.detach() for name, t in made.items() if t is not x and name not in ("u", "x")}
+
+    def run(x):
+        if call is scanned:
+            return selective_scan(u=x, **rest, delta_softplus=True)
+        return causal_conv1d(x=x, **rest, activation="silu")
+
+    traced = torch.jit.trace(run, x, check_trace=False)
+    torch.testing.assert_close(traced(x.flip(0)), run(x.flip(0)))  # no constant of the tracing
+    assert "vjepa_mamba" in str(traced.graph)
+    with pytest.raises(RuntimeError, match="functorch"):  # which an operator has no rule for: refused, not wrong
+        torch.func.grad(lambda x: run(x).square().sum())(x)
 
 
 def test_a_checkpointed_call_has_the_same_gradients():

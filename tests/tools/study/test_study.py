@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from app import scaffold
+from app.vjepa.diagnostics import RENAMED_COLUMNS
 from src.config.sweep import plan
+from src.utils.csv_log import write_csv
 from src.utils.errors import UserError
-from tools.study.records import COLUMNS, DIAGNOSTICS_COLUMNS
+from tools.study.records import COLUMNS, DIAGNOSTICS_COLUMNS, diagnostics_path
 from tools.study.study import gather, main, probe
 
 EVAL = {
@@ -135,6 +137,19 @@ def test_results_from_elsewhere_outlive_a_run_that_has_begun_here_but_not_keys_f
     assert out.read_text().splitlines()[1] == ",".join(line)
     gather(planned, str(tmp_path / "eval.yaml"), out, keep=False)
     assert "0.5" not in out.read_text()
+
+
+def test_results_of_an_earlier_version_keep_their_diagnostics(sweep, tmp_path):
+    out = tmp_path / "out.csv"
+    line = {"run": "fine-seed=3", "row": "fine", "seed": "3", "model": "vit_tiny", "encoder": "pretrained"}
+    write_csv(out, COLUMNS, [[line.get(name, "x") for name in COLUMNS]])
+    new = dict(zip(DIAGNOSTICS_COLUMNS, ["fine-seed=3", "fine", "3", *map(str, range(len(DIAGNOSTICS_COLUMNS) - 3))]))
+    old = {now: before for before, now in RENAMED_COLUMNS.items()}
+    write_csv(tmp_path / "out-health.csv", [old.get(name, name) for name in new], [list(new.values())])
+    planned, _ = plan(str(sweep), scaffold.check, "logging.folder")
+    gather(planned, str(tmp_path / "eval.yaml"), out)
+    with diagnostics_path(out).open() as file:
+        assert list(csv.DictReader(file)) == [new]
 
 
 @pytest.mark.parametrize(
