@@ -223,7 +223,7 @@ def _gradients(grad: Tensor, given: ScanInputs, kept: Sequence[Tensor], dz: Tens
                 HAS_STATE=go.chunks > 1, EXACT=u.dtype == torch.float32, UNIT=all(t.stride(1) == 1 for t in along),
                 **_options(given, "HAS_D", "HAS_Z", "HAS_BIAS", "SOFTPLUS"), **go.meta,
             )  # fmt: skip
-            sum_kernel[(go.count * go.batch, 2 * triton.cdiv(go.length, 32))](
+            sum_kernel[(2 * triton.cdiv(go.length, 32), go.count * go.batch)](
                 parts, dB[0], dB[-1], dC[0], dC[-1], go.length, go.states, go.batch, go.blocks, BT=32,
                 BN=triton.next_power_of_2(go.states), num_warps=1,
             )  # fmt: skip

@@ -270,10 +270,10 @@ def sum_kernel(
     part_ptr, dB_ptr, dB1_ptr, dC_ptr, dC1_ptr, L, N: tl.constexpr, batch, blocks, BT: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
     """dB, dC (B, L, N): the sums over channel blocks; a program has BT steps of dB or dC."""
-    row = tl.program_id(0).to(tl.int64)
-    side = tl.program_id(0) // batch
-    which = tl.program_id(1) % 2
-    t, n = tl.program_id(1) // 2 * BT + tl.arange(0, BT), tl.arange(0, BN)
+    row = tl.program_id(1).to(tl.int64)
+    side = tl.program_id(1) // batch
+    which = tl.program_id(0) % 2
+    t, n = tl.program_id(0) // 2 * BT + tl.arange(0, BT), tl.arange(0, BN)
     inside = (t < L)[:, None] & (n < N)[None, :]
     at = part_ptr + ((row * L + t[:, None]) * blocks * 2 + which) * N + n[None, :]
     total = tl.zeros((BT, BN), tl.float32)
