@@ -56,7 +56,7 @@ CSRC = "src/ops/selective_scan/csrc"
 KERNELS = Extension(
     kernels,
     sources=[f"{CSRC}/kernels.cpp"],
-    depends=[f"{CSRC}/{name}.h" for name in ("args", "vec", "scan_kernel", "conv_kernel", "norm_kernel")],
+    depends=[f"{CSRC}/{name}.h" for name in ("args", "vec", "scan_tile", "scan_kernel", "conv_kernel", "norm_kernel")],
     extra_compile_args=["-O3", "-std=c++17", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", *OPENMP],
     extra_link_args=OPENMP,
     language="c++",

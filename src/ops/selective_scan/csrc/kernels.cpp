@@ -20,6 +20,8 @@ namespace avx512 {
 #define LANES 16
 #include "vec.h"
 
+#include "scan_tile.h"
+
 #include "scan_kernel.h"
 
 #include "conv_kernel.h"
@@ -38,6 +40,8 @@ namespace avx2 {
 #undef CONV_TILE
 #include "vec.h"
 
+#include "scan_tile.h"
+
 #include "scan_kernel.h"
 
 #include "conv_kernel.h"
@@ -54,6 +58,8 @@ namespace base {
 #undef CONV_BLOCK
 #undef CONV_TILE
 #include "vec.h"
+
+#include "scan_tile.h"
 
 #include "scan_kernel.h"
 
