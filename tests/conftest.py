@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from src.datasets.embedded.generate import write_motion
+from src.models.registry import BACKBONES
+from src.utils.distributed import init_distributed, shutdown
 
 # For what takes moments on an idle machine: a test waits for a condition, and no longer than this.
 PATIENCE_S = 300
@@ -74,6 +76,21 @@ def ends():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def small_backbones(monkeypatch):
+    """The real constructors at a size that trains in milliseconds."""
+    for name, row in BACKBONES.items():
+        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
+
+
+@pytest.fixture
+def process_group():
+    """This process by itself, as a launched run is."""
+    init_distributed(device="cpu")
+    yield
+    shutdown()
 
 
 @pytest.fixture(scope="session")

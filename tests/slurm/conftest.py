@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from src.datasets.embedded.generate import write_motion
+from tests.small_recipe import small_recipe
 
 NODES, CPUS = ("n0", "n1"), 2
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -218,21 +219,6 @@ def recipe(tmp_path_factory):
     """A pretraining file that trains in moments: ViT-Tiny on four frames of 32 pixels."""
     root = tmp_path_factory.mktemp("slurm")
     write_motion(root / "motion", train=32, val=16, workers=1)
-    raw = {
-        "data": {
-            "datasets": [str(root / "motion" / "train.csv")],
-            "batch_size": 2,
-            "num_frames": 4,
-            "sampling_rate": 1,
-            "crop_size": 32,
-            "num_workers": 0,
-            "mask_type": "random_tube",
-        },
-        "logging": {"folder": str(root / "unused")},
-        "mask": [{"ratio": 0.5}],
-        "model": {"model_name": "vit_tiny", "pred_depth": 1, "pred_embed_dim": 24, "use_mask_tokens": True},
-        "optimization": {"epochs": 1, "ipe": 50, "lr": 1e-4},
-    }
     path = root / "recipe.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(yaml.safe_dump(small_recipe(root / "motion", root / "unused", ipe=50)))
     return path

@@ -1,7 +1,6 @@
 import pytest
 
 from src.datasets.embedded.generate import write_motion
-from src.models.registry import BACKBONES
 
 
 @pytest.fixture(scope="session")
@@ -10,10 +9,3 @@ def lists(tmp_path_factory):
     root.rmdir()
     write_motion(root, train=16, val=16, workers=1)
     return root
-
-
-@pytest.fixture
-def small_backbones(monkeypatch):
-    """The real constructors at a size that trains in milliseconds."""
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))

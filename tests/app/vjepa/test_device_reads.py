@@ -12,7 +12,6 @@ from app.vjepa.metrics import MetricLogger
 from app.vjepa.utils import Run, Schedule, init_opt, init_video_model
 from src.jepa.build import make_target_encoder
 from src.jepa.objective import VideoJEPA
-from src.models.registry import BACKBONES
 from src.utils.distributed import init_distributed, shutdown
 from src.utils.experiment_loggers import ExperimentLogger
 from src.utils.progress import Progress
@@ -23,9 +22,7 @@ READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "
 
 
 @pytest.fixture(autouse=True)
-def small_backbones(monkeypatch):
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
+def shut_down(small_backbones):
     yield
     shutdown()
 

@@ -13,20 +13,12 @@ from app.vjepa.online_probe import probe_path
 from src.config.loading import from_dict
 from src.datasets.embedded.generate import write_motion
 from src.launch.preemption import Preempted
-from src.models.registry import BACKBONES
-from src.utils.distributed import init_distributed, shutdown
 from src.utils.errors import UserError
 
 SHORT = {"ipe": 2, "epochs": 2, "warmup": 0}
 
 
-@pytest.fixture(autouse=True)
-def small_backbones(monkeypatch):
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
-    init_distributed(device="cpu")
-    yield
-    shutdown()
+pytestmark = pytest.mark.usefixtures("small_backbones", "process_group")
 
 
 @pytest.fixture(scope="module")

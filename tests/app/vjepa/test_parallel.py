@@ -8,16 +8,9 @@ from app.vjepa.train import main, make_loader, train_step
 from app.vjepa.utils import Run, Schedule, apply_checkpointing_and_compile, init_opt, init_video_model
 from src.jepa.build import make_target_encoder
 from src.jepa.objective import VideoJEPA
-from src.models.registry import BACKBONES
 from src.utils.checkpoint import load
 
 MODULES = ("encoder", "predictor", "target_encoder")
-
-
-@pytest.fixture
-def small_backbones(monkeypatch):
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
 
 
 def assert_close(one, other, tolerance):

@@ -13,21 +13,13 @@ from src.jepa.build import make_target_encoder
 from src.jepa.objective import VideoJEPA, make_targets
 from src.models import load_encoder
 from src.models.loading import load_predictor
-from src.models.registry import BACKBONES
 from src.utils.checkpoint import load
-from src.utils.distributed import init_distributed, shutdown
 from src.utils.errors import UserError
 
 KEYS = ("encoder", "predictor", "target_encoder", "target_projector")
 
 
-@pytest.fixture(autouse=True)
-def small_and_alone(monkeypatch):
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
-    init_distributed(device="cpu")
-    yield
-    shutdown()
+pytestmark = pytest.mark.usefixtures("small_backbones", "process_group")
 
 
 def config(small, name="run", **sections):

@@ -20,6 +20,8 @@ from tools.report.page_parts import Note, Picture, Table
 from tools.report.probes import probe_parts
 from tools.report.run_folder import read_runs
 
+pytestmark = pytest.mark.usefixtures("small_backbones")
+
 
 @pytest.fixture(scope="module")
 def drift(tmp_path_factory):

@@ -1,5 +1,6 @@
 """The predictor of a checkpoint: it sees the context only, and its weights are the checkpoint's."""
 
+import pytest
 import torch
 
 from evals.config_sections import CheckpointConfig
@@ -7,6 +8,8 @@ from evals.future_prediction.future_predictor import FuturePredictor, load_futur
 from src.jepa.build import build_encoder_and_predictor
 from src.utils.checkpoint import load
 from tests.evals.future_prediction.small_runs import pretraining, save_run
+
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 @torch.no_grad()

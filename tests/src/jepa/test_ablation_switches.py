@@ -9,17 +9,8 @@ from app.vjepa import train
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import init_opt, init_video_model, make_schedule
 from src.jepa.objective import jepa_losses
-from src.models.registry import BACKBONES
-from src.utils.distributed import init_distributed, shutdown
 
-
-@pytest.fixture(autouse=True)
-def small_backbones(monkeypatch):
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
-    init_distributed(device="cpu")
-    yield
-    shutdown()
+pytestmark = pytest.mark.usefixtures("small_backbones", "process_group")
 
 
 @pytest.fixture

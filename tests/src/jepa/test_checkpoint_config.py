@@ -13,16 +13,13 @@ from evals.future_prediction.future_predictor import load_future_predictors
 from src.jepa.build import make_target_encoder
 from src.jepa.checkpoint_config import checkpoint_config
 from src.models import load_encoder
-from src.models.registry import BACKBONES
 from src.utils.checkpoint import load, save_atomic
 from src.utils.errors import UserError
 
 
 @pytest.fixture
-def checkpoint(small, tmp_path, monkeypatch):
+def checkpoint(small, small_backbones, tmp_path):
     """A checkpoint under present names, and one that an earlier version wrote: (new, old)."""
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
     _, path = small("run", data={"batch_size": 8})
     _, config = scaffold.load(path, ["data.length_matching=truncate", "loss.target_norm=zca_whiten"])
     torch.manual_seed(0)

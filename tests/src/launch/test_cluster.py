@@ -17,6 +17,7 @@ from src.config.sweep import Planned, Record
 from src.datasets.embedded.generate import write_motion
 from src.launch.cluster import Resources, Run, submit
 from src.utils.errors import UserError
+from tests.small_recipe import small_recipe
 
 HERE = Path(__file__).parent
 
@@ -156,21 +157,7 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_one(tmp_path, targets, mon
 def test_a_stopped_local_sweep_goes_on(tmp_path, wait_for):
     """SIGTERM reaches the run, which saves; no process stays, nothing else starts; the same command does the rest."""
     write_motion(tmp_path / "motion", train=16, val=16, workers=1)
-    base = {
-        "data": {
-            "datasets": [str(tmp_path / "motion" / "train.csv")],
-            "batch_size": 2,
-            "num_frames": 4,
-            "sampling_rate": 1,
-            "crop_size": 32,
-            "num_workers": 0,
-            "mask_type": "random_tube",
-        },
-        "logging": {"folder": "unused"},
-        "mask": [{"ratio": 0.5}],
-        "model": {"model_name": "vit_tiny", "pred_depth": 1, "pred_embed_dim": 24, "use_mask_tokens": True},
-        "optimization": {"epochs": 1, "ipe": 25, "lr": 1e-4},
-    }
+    base = small_recipe(tmp_path / "motion", "unused", ipe=25)
     sweep = {"base": f"{tmp_path}/base.yaml", "folder": f"{tmp_path}/runs", "grid": {"meta.seed": [0, 1]}}
     for name, content in {"base": base, "sweep": sweep}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))

@@ -14,7 +14,6 @@ from evals.classification.results import Score, write_files
 from src.config.loading import save_config
 from src.datasets.transforms import normalize
 from src.jepa.objective import jepa_losses, make_targets
-from src.models.registry import BACKBONES
 from src.utils.distributed import init_distributed, shutdown
 from src.utils.errors import UserError
 from src.utils.plotting import COLORS, thin
@@ -25,11 +24,7 @@ from tools.report.probes import probe_parts
 from tools.report.run_folder import read_csv, read_runs
 from tools.report.sample_predictions import draw_clips, load_models, predict_samples
 
-
-@pytest.fixture(autouse=True)
-def small_backbones(monkeypatch):
-    for name, row in BACKBONES.items():
-        monkeypatch.setitem(BACKBONES, name, row._replace(depth=2))
+pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
 @pytest.fixture
