@@ -27,7 +27,6 @@ from src.ops.compiled import (
     threads_for,
     to_kernel_dtype,
 )
-from src.ops.triton_version import require_triton
 
 _BLOCK, _GRAIN = 64, 1 << 15  # channels of one task in conv_kernel.h; outputs that are worth a thread
 
@@ -137,7 +136,6 @@ _cpu = _register("conv", ["cpu"], _forward, _backward)
 @functools.cache
 def _triton() -> Any:
     try:
-        require_triton()
         from src.ops import triton_conv1d
     except ImportError as error:
         raise ImportError(f"causal_conv1d: backend triton is not available ({error}); pip install -U triton") from error

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from src.ops.compiled import empty_like_layout
+from src.ops.selective_scan.triton_common import LOG2E, sigmoid
 
-_LOG2E = tl.constexpr(1.4426950408889634)
 _WARPS = 4
 
 
@@ -51,7 +51,7 @@ def _forward_kernel(
     in_e = e < E
     y = _before_activation(x_ptr + b * x_b, weight_ptr, bias_ptr, t, e, in_e, L, x_e, x_l, WAY, WIDTH, HAS_BIAS)
     if SILU:
-        y = y / (1.0 + tl.exp2(-y * _LOG2E))
+        y = y / (1.0 + tl.exp2(-y * LOG2E))
     at = out_ptr + b * o_b + t[:, None] * o_l + e[None, :] * o_e
     tl.store(at, y, mask=(t < L)[:, None] & in_e[None, :])
 
@@ -76,7 +76,7 @@ def _backward_kernel(
         g = tl.load(grad_ptr + b * g_b + s[:, None] * g_l + e[None, :] * g_e, mask=inside, other=0.0).to(tl.float32)
         if SILU:
             y = _before_activation(x, weight_ptr, bias_ptr, s, e, in_e, L, x_e, x_l, WAY, WIDTH, HAS_BIAS)
-            gate = 1.0 / (1.0 + tl.exp2(-y * _LOG2E))
+            gate = sigmoid(y)
             g *= gate * (1.0 + y * (1.0 - gate))
         w = tl.load(weight_ptr + e * WIDTH + WIDTH - 1 - j, mask=in_e, other=0.0).to(tl.float32)
         dx += g * w[None, :]

@@ -16,7 +16,6 @@ from src.ops.selective_scan.chunked import selective_scan_chunked
 from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
 from src.ops.selective_scan.inputs import Direction, ScanInputs
 from src.ops.selective_scan.reference import selective_scan_reference
-from src.ops.triton_version import require_triton
 
 __all__ = ["BACKENDS", "Direction", "available_backends", "selective_scan", "selective_scan_bidirectional"]
 
@@ -50,8 +49,6 @@ def load_backend(name: str) -> Callable[[ScanInputs], Tensor]:
     if name not in _loaded:
         module, remedy = BACKENDS[name]
         try:
-            if name == "triton":
-                require_triton()
             imported = importlib.import_module(f"{_PACKAGE}.{module}")
         except (ImportError, OSError) as error:  # OSError: a library built for another CUDA or torch
             raise ImportError(f"selective_scan: backend {name} is not available ({error}); install {remedy}") from error

@@ -16,16 +16,16 @@ import triton
 import triton.language as tl
 
 from src.ops.selective_scan.triton_common import (
-    _LOG2E,
     column,
     kernel,
-    matrix,
+    load_channels,
+    load_rates,
+    load_tile,
     place,
     select,
     sigmoid,
     softplus,
     span,
-    tile,
 )
 
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -59,11 +59,8 @@ def start_gradient_kernel(
     e, n, r = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, 2)
     in_e, in_n = e < E, n < N
     both = in_e[:, None] & in_n[None, :]
-    A = tl.load(matrix(select(side, A_ptr, A1_ptr), e, n, A_e, A_n), mask=both, other=0.0)
-    A = A.to(tl.float32) * _LOG2E
-    bias = tl.zeros((BE,), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(select(side, bias_ptr, bias1_ptr) + e, mask=in_e, other=0.0).to(tl.float32)
+    A = load_rates(select(side, A_ptr, A1_ptr), e, n, A_e, A_n, both)
+    bias = load_channels(select(side, bias_ptr, bias1_ptr), e, in_e, HAS_BIAS)
     g_at = g_ptr + b * g_b
     d_at = select(side, delta_ptr, delta1_ptr) + b * d_b
     C_at = select(side, C_ptr, C1_ptr) + b * C_b
@@ -71,12 +68,12 @@ def start_gradient_kernel(
     t += (steps - 1) * way
     way_r = -r * way
     valid = (r < steps)[None, :]
-    g_next = tl.load(tile(g_at, t, way_r, g_l, e, g_e), mask=in_e[:, None] & valid, other=0.0)
-    d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-    C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & valid, other=0.0)
+    g_next = load_tile(g_at, t, way_r, g_l, e, g_e, in_e, valid)
+    d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+    C_next = load_tile(C_at, t, way_r, C_l, n, C_n, in_n, valid)
     z_next = g_next
     if HAS_Z:
-        z_next = tl.load(tile(z_at, t, way_r, z_l, e, z_e), mask=in_e[:, None] & valid, other=0.0)
+        z_next = load_tile(z_at, t, way_r, z_l, e, z_e, in_e, valid)
     dh = tl.zeros((BE, BN), tl.float32)
     total = tl.zeros((BE,), tl.float32)
     for i in tl.range(0, steps, 2, num_stages=1):
@@ -86,11 +83,11 @@ def start_gradient_kernel(
         C_both = C_next
         t -= 2 * way
         valid = (r < steps - i - 2)[None, :]
-        g_next = tl.load(tile(g_at, t, way_r, g_l, e, g_e), mask=in_e[:, None] & valid, other=0.0)
-        d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-        C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & valid, other=0.0)
+        g_next = load_tile(g_at, t, way_r, g_l, e, g_e, in_e, valid)
+        d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+        C_next = load_tile(C_at, t, way_r, C_l, n, C_n, in_n, valid)
         if HAS_Z:
-            z_next = tl.load(tile(z_at, t, way_r, z_l, e, z_e), mask=in_e[:, None] & valid, other=0.0)
+            z_next = load_tile(z_at, t, way_r, z_l, e, z_e, in_e, valid)
             g *= z * sigmoid(z)
             g1 *= z1 * sigmoid(z1)
         dt, _ = step_size(d + bias, True, SOFTPLUS)
@@ -137,14 +134,9 @@ def gradient_kernel(
         e = block * BE + lane
         in_e = e < E
         both = in_e[:, None] & in_n[None, :]
-        A = tl.load(matrix(select(side, A_ptr, A1_ptr), e, n, A_e, A_n), mask=both, other=0.0)
-        A = A.to(tl.float32) * _LOG2E
-        bias = tl.zeros((BE,), tl.float32)
-        if HAS_BIAS:
-            bias = tl.load(select(side, bias_ptr, bias1_ptr) + e, mask=in_e, other=0.0).to(tl.float32)
-        D = tl.zeros((BE,), tl.float32)
-        if HAS_D:
-            D = tl.load(select(side, D_ptr, D1_ptr) + e, mask=in_e, other=0.0).to(tl.float32)
+        A = load_rates(select(side, A_ptr, A1_ptr), e, n, A_e, A_n, both)
+        bias = load_channels(select(side, bias_ptr, bias1_ptr), e, in_e, HAS_BIAS)
+        D = load_channels(select(side, D_ptr, D1_ptr), e, in_e, HAS_D)
         h, dh = tl.zeros((BE, BN), tl.float32), tl.zeros((BE, BN), tl.float32)
         if HAS_STATE:
             state = ((row * chunks + chunk) * N + n[None, :]) * E + e[:, None]
@@ -160,18 +152,18 @@ def gradient_kernel(
         groups = (steps + _K - 1) // _K
         tl.store(scratch, h, mask=in_n[None, :])
         valid = (r < steps)[None, :]
-        u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
-        d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-        B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
+        u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, valid)
+        d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+        B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, valid)
         for j in tl.range(1, groups, num_stages=1):
             u = tl.split(u_next.to(tl.float32))
             d = tl.split(d_next.to(tl.float32))
             B_group = B_next
             t += _K * way
             valid = (r < steps - j * _K)[None, :]
-            u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
-            d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-            B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
+            u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, valid)
+            d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+            B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, valid)
             for k in tl.static_range(_K):
                 dt, _ = step_size(d[k] + bias, True, SOFTPLUS)
                 h = tl.exp2(dt[:, None] * A) * h + (dt * u[k])[:, None] * column(B_group, r, k)[None, :]
@@ -180,11 +172,11 @@ def gradient_kernel(
         dA = tl.zeros((BE, BN), tl.float32)
         dD, dbias = tl.zeros((BE,), tl.float32), tl.zeros((BE,), tl.float32)
         valid = (r < steps - (groups - 1) * _K)[None, :]
-        C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & valid, other=0.0)
-        g_next = tl.load(tile(g_at, t, way_r, g_l, e, g_e), mask=in_e[:, None] & valid, other=0.0)
+        C_next = load_tile(C_at, t, way_r, C_l, n, C_n, in_n, valid)
+        g_next = load_tile(g_at, t, way_r, g_l, e, g_e, in_e, valid)
         z_next = g_next
         if HAS_Z:
-            z_next = tl.load(tile(z_at, t, way_r, z_l, e, z_e), mask=in_e[:, None] & valid, other=0.0)
+            z_next = load_tile(z_at, t, way_r, z_l, e, z_e, in_e, valid)
         for i in tl.range(0, groups, num_stages=1):
             j = groups - 1 - i
             h = tl.load(scratch + j * N * BE, mask=in_n[None, :], other=0.0)
@@ -196,13 +188,13 @@ def gradient_kernel(
             first = t.to(tl.int64)
             t -= _K * way
             more = j > 0
-            u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & more, other=0.0)
-            d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & more, other=0.0)
-            B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & more, other=0.0)
-            C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & more, other=0.0)
-            g_next = tl.load(tile(g_at, t, way_r, g_l, e, g_e), mask=in_e[:, None] & more, other=0.0)
+            u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, more)
+            d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, more)
+            B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, more)
+            C_next = load_tile(C_at, t, way_r, C_l, n, C_n, in_n, more)
+            g_next = load_tile(g_at, t, way_r, g_l, e, g_e, in_e, more)
             if HAS_Z:
-                z_next = tl.load(tile(z_at, t, way_r, z_l, e, z_e), mask=in_e[:, None] & more, other=0.0)
+                z_next = load_tile(z_at, t, way_r, z_l, e, z_e, in_e, more)
             h_all = (h,)
             dt_all = ()
             slope_all = ()

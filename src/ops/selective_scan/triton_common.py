@@ -1,4 +1,4 @@
-"""What the Triton kernels of the scan share: functions of one number, the carry over chunks, how kernels are compiled.
+"""What the Triton kernels of the scan share: loads, functions of one number, the carry over chunks.
 
 Legend: B batch, E inner width (channels), L sequence length, N state size, T steps of a chunk.
 """
@@ -15,8 +15,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-LOG2E = 1.4426950408889634
-_LOG2E = tl.constexpr(LOG2E)
+from src.ops.triton_version import require_triton
+
+require_triton()  # before a kernel is made: each imports this file
+
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -32,7 +35,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 @triton.jit
 def softplus(x):
     """max(x, 0) + log1p(e), e = exp(-|x|), log1p by the atanh series; and the derivative."""
-    e = tl.exp2(-tl.abs(x) * _LOG2E)
+    e = tl.exp2(-tl.abs(x) * LOG2E)
     s = e / (2.0 + e)
     w = s * s
     p = 0.2815777836310908 * w + 0.27965157745197267
@@ -45,7 +48,7 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * _LOG2E))
+    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
 
 
 @triton.jit
@@ -91,15 +94,26 @@ def lanes(rows, stride):
 
 
 @triton.jit
-def tile(pointer, t, r, stride, rows, row_stride):
-    """Pointers (rows, r): t is the first step, r the distances to it. Only lanes' own offsets take registers."""
-    return pointer + t.to(tl.int64) * stride + (r * stride)[None, :] + lanes(rows, row_stride)
+def load_tile(pointer, t, r, stride, rows, row_stride, in_rows, in_r):
+    """Values (rows, r): t is the first step, r the distances to it. Only lanes' own offsets take registers."""
+    at = pointer + t.to(tl.int64) * stride + (r * stride)[None, :] + lanes(rows, row_stride)
+    return tl.load(at, mask=in_rows[:, None] & in_r, other=0.0)
 
 
 @triton.jit
-def matrix(pointer, e, n, stride_e, stride_n):
-    """Pointers (E, N)."""
-    return pointer + lanes(e, stride_e) + n[None, :] * stride_n
+def load_rates(pointer, e, n, stride_e, stride_n, mask):
+    """A log2(e) as float32 (E, N): a step's decay is 2^(dt rates)."""
+    A = tl.load(pointer + lanes(e, stride_e) + n[None, :] * stride_n, mask=mask, other=0.0)
+    return A.to(tl.float32) * LOG2E
+
+
+@triton.jit
+def load_channels(pointer, e, in_e, PRESENT: tl.constexpr):
+    """A vector of channels as float32, or zeros where there is none."""
+    x = tl.zeros((e.shape[0],), tl.float32)
+    if PRESENT:
+        x = tl.load(pointer + e, mask=in_e, other=0.0).to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -119,7 +133,7 @@ def carry_kernel(
     n = tl.program_id(1) % N
     e = tl.program_id(1) // N * BE + tl.arange(0, BE)
     in_e = e < E
-    A = tl.load(select(side, A_ptr, A1_ptr) + e * A_e + n * A_n, mask=in_e, other=0.0).to(tl.float32) * _LOG2E
+    A = tl.load(select(side, A_ptr, A1_ptr) + e * A_e + n * A_n, mask=in_e, other=0.0).to(tl.float32) * LOG2E
     entering = tl.zeros((BE,), tl.float32)
     if HAS_INIT:
         entering = tl.load(init_ptr + (row * N + n) * E + e, mask=in_e, other=0.0)

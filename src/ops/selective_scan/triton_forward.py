@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 
 from src.ops.selective_scan.triton_common import (
-    _LOG2E,
     column,
     kernel,
-    matrix,
+    load_channels,
+    load_rates,
+    load_tile,
     place,
     select,
     sigmoid,
     softplus,
     span,
-    tile,
 )
 
 
@@ -50,19 +50,16 @@ def end_state_kernel(
     e, n, r = block * BE + tl.arange(0, BE), tl.arange(0, BN), tl.arange(0, 2)
     in_e, in_n = e < E, n < N
     both = in_e[:, None] & in_n[None, :]
-    A = tl.load(matrix(select(side, A_ptr, A1_ptr), e, n, A_e, A_n), mask=both, other=0.0)
-    A = A.to(tl.float32) * _LOG2E
-    bias = tl.zeros((BE,), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(select(side, bias_ptr, bias1_ptr) + e, mask=in_e, other=0.0).to(tl.float32)
+    A = load_rates(select(side, A_ptr, A1_ptr), e, n, A_e, A_n, both)
+    bias = load_channels(select(side, bias_ptr, bias1_ptr), e, in_e, HAS_BIAS)
     way_r = r * way
     u_at = select(side, u_ptr, u1_ptr) + b * u_b
     d_at = select(side, delta_ptr, delta1_ptr) + b * d_b
     B_at = select(side, B_ptr, B1_ptr) + b * B_b
     valid = (r < steps)[None, :]
-    u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
-    d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-    B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
+    u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, valid)
+    d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+    B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, valid)
     h = tl.zeros((BE, BN), tl.float32)
     total = tl.zeros((BE,), tl.float32)
     for i in tl.range(0, steps, 2, num_stages=1):
@@ -71,9 +68,9 @@ def end_state_kernel(
         B_both = B_next
         t += 2 * way
         valid = (r < steps - i - 2)[None, :]
-        u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
-        d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-        B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
+        u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, valid)
+        d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+        B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, valid)
         h, dt = advance(h, u, dt + bias, column(B_both, r, 0), A, True, SOFTPLUS)
         h, dt1 = advance(h, u1, dt1 + bias, column(B_both, r, 1), A, i + 1 < steps, SOFTPLUS)
         total += dt + dt1
@@ -101,14 +98,9 @@ def output_kernel(
         if (side ^ reverse) == 1:
             turn = chunks - 1 - chunk
         t, steps, way = span(turn, chunks, T, L, side ^ reverse)
-        A = tl.load(matrix(A1_ptr if side else A_ptr, e, n, A_e, A_n), mask=both, other=0.0)
-        A = A.to(tl.float32) * _LOG2E
-        bias = tl.zeros((BE,), tl.float32)
-        if HAS_BIAS:
-            bias = tl.load((bias1_ptr if side else bias_ptr) + e, mask=in_e, other=0.0).to(tl.float32)
-        D = tl.zeros((BE,), tl.float32)
-        if HAS_D:
-            D = tl.load((D1_ptr if side else D_ptr) + e, mask=in_e, other=0.0).to(tl.float32)
+        A = load_rates(A1_ptr if side else A_ptr, e, n, A_e, A_n, both)
+        bias = load_channels(bias1_ptr if side else bias_ptr, e, in_e, HAS_BIAS)
+        D = load_channels(D1_ptr if side else D_ptr, e, in_e, HAS_D)
         h = tl.zeros((BE, BN), tl.float32)
         if HAS_STATE:
             row = (side * batch + b) * chunks + turn
@@ -120,13 +112,13 @@ def output_kernel(
         C_at = (C1_ptr if side else C_ptr) + b * C_b
         z_at = z_ptr + b * z_b
         valid = (r < steps)[None, :]
-        u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
-        d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-        B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
-        C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & valid, other=0.0)
+        u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, valid)
+        d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+        B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, valid)
+        C_next = load_tile(C_at, t, way_r, C_l, n, C_n, in_n, valid)
         z_next = u_next
         if HAS_Z and side == SIDES - 1:
-            z_next = tl.load(tile(z_at, t, way_r, z_l, e, z_e), mask=in_e[:, None] & valid, other=0.0)
+            z_next = load_tile(z_at, t, way_r, z_l, e, z_e, in_e, valid)
         if side > 0:
             tl.debug_barrier()  # the first direction's outputs are read back
         for i in tl.range(0, steps, 2, num_stages=1):
@@ -138,12 +130,12 @@ def output_kernel(
             o_step = o_l * way
             t += 2 * way
             valid = (r < steps - i - 2)[None, :]
-            u_next = tl.load(tile(u_at, t, way_r, u_l, e, u_e), mask=in_e[:, None] & valid, other=0.0)
-            d_next = tl.load(tile(d_at, t, way_r, d_l, e, d_e), mask=in_e[:, None] & valid, other=0.0)
-            B_next = tl.load(tile(B_at, t, way_r, B_l, n, B_n), mask=in_n[:, None] & valid, other=0.0)
-            C_next = tl.load(tile(C_at, t, way_r, C_l, n, C_n), mask=in_n[:, None] & valid, other=0.0)
+            u_next = load_tile(u_at, t, way_r, u_l, e, u_e, in_e, valid)
+            d_next = load_tile(d_at, t, way_r, d_l, e, d_e, in_e, valid)
+            B_next = load_tile(B_at, t, way_r, B_l, n, B_n, in_n, valid)
+            C_next = load_tile(C_at, t, way_r, C_l, n, C_n, in_n, valid)
             if HAS_Z and side == SIDES - 1:
-                z_next = tl.load(tile(z_at, t, way_r, z_l, e, z_e), mask=in_e[:, None] & valid, other=0.0)
+                z_next = load_tile(z_at, t, way_r, z_l, e, z_e, in_e, valid)
             second = in_e & (i + 1 < steps)
             y, y1 = D * u, D * u1
             if side > 0:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import src.ops
 import src.ops.selective_scan as scan
 from src.ops import causal_conv1d, compiled
 from src.ops.selective_scan.check import NAMES, Case, make_inputs
@@ -126,7 +127,14 @@ def test_missing_triton_says_what_to_install(fresh):
 
 
 def test_an_old_triton_is_passed_over_and_refused_by_name(fresh):
-    fresh.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.4.0"))
+    language = SimpleNamespace()
+    fresh.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.4.0", language=language))
+    fresh.setitem(sys.modules, "triton.language", language)
+    for module in [
+        name for name in sys.modules if name.startswith(("src.ops.selective_scan.triton", "src.ops.triton_c"))
+    ]:
+        fresh.delitem(sys.modules, module)
+    fresh.delattr(src.ops, "triton_conv1d", raising=False)
     fresh.delitem(scan._loaded, "triton", raising=False)
     scan._loads.cache_clear()
     assert scan.choose_backend("cuda", torch.float32, 16) != "triton"
