@@ -1,6 +1,5 @@
 """Features of whole videos, from the command line to the file, and what it says to what it cannot use."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from evals import extract
 from src.datasets.decoding.decode import read_frames
@@ -17,6 +15,7 @@ from src.datasets.embedded.generate import encode
 from src.datasets.transforms import EvalTransform, normalize
 from src.models import load_encoder
 from src.utils.errors import run_cli
+from tests.evals.extraction.read_features import read
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +37,6 @@ def folder(tmp_path_factory, save_checkpoint):
 def run(folder, source, out, *options):
     words = ["--checkpoint", folder / "jepa-latest.pth.tar", "--input", source, "--out", out, *options]
     return extract.main([str(word) for word in words])
-
-
-def read(path):
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            arrays = dict(file)
-        return arrays, json.loads(str(arrays.pop("about")))
-    with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118
 
 
 @torch.no_grad()

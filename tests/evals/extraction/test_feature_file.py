@@ -1,11 +1,9 @@
-import json
-
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from evals.extraction.feature_file import FeatureFile
 from src.utils.errors import UserError
+from tests.evals.extraction.read_features import read
 
 
 def rows(start, stop):
@@ -15,16 +13,6 @@ def rows(start, stop):
         "frames": np.stack([numbers, numbers + 1], 1),
         "start_seconds": numbers / 7,
     }
-
-
-def read(path):
-    """Arrays and description, by the formats' own libraries."""
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            arrays = dict(file)
-        return arrays, json.loads(str(arrays.pop("about")))
-    with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["about"])  # noqa: SIM118
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
