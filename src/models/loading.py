@@ -21,6 +21,7 @@ from src.models.weight_adaptation import Report, adapt, bare_names
 from src.utils.checkpoint import load, load_state_dict_strict, strip_prefixes
 from src.utils.errors import UserError, one_line
 from src.utils.logging import get_logger
+from src.utils.paths import expand_user
 
 logger = get_logger(__name__)
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def load_encoder(path: str | Path, key: str | None = None, **changes: Any) -> Vi
 
 def open_weights(path: str | Path, key: str | None = None) -> CheckpointEntry:
     """Find a model in a file without reading its tensors yet. Arguments and errors are those of `load_encoder`."""
-    path = Path(path)
+    path = Path(expand_user(str(path)))
     if path.is_dir() or path.suffix == ".safetensors":
         return _open_export(path, key)
     return _pick(load(path, mmap=True), key, path)
