@@ -1,6 +1,7 @@
-"""What names of video files end in: the one list for folders, lists made of them, and shards.
+"""What names of video and image files end in: the one list for folders, lists made of them, and shards.
 
-FFmpeg knows a file by its contents and names few suffixes itself (none for MPEG or Windows Media), so this is a list.
+FFmpeg and Pillow know a file by its contents. FFmpeg names few suffixes itself (none for MPEG or Windows Media) and
+Pillow many that are no pictures, so these are lists.
 """
 
 from __future__ import annotations
@@ -15,4 +16,9 @@ VIDEO_SUFFIXES: tuple[str, ...] = (
     *("mxf", "gxf", "lxf", "dv", "dif"),  # broadcast
     *("mjpg", "mjpeg", "h261", "h263", "h264", "264", "avc", "h265", "265", "hevc", "h266", "266", "vvc", "av1", "obu"),
     *("y4m", "gif", "apng", "swf", "bik", "bk2", "smk", "roq"),
+)
+
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "gif", "bmp", "dib", "webp", "avif", "tif", "tiff"),
+    *("ppm", "pgm", "pbm", "pnm", "pfm", "jp2", "j2k", "jpx", "tga", "pcx", "sgi", "psd", "ico"),
 )
