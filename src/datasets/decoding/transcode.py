@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 
+from src.datasets.decoding.decode import open_video
 from src.datasets.decoding.errors import DecodeError, first_line
 from src.datasets.decoding.pyav_reader import PyAVVideo
 
@@ -55,7 +56,8 @@ def transcode(path: str, recipe: Recipe) -> Transcoded:
     """
     import av
 
-    source = PyAVVideo(path, path, allow_truncated=False)
+    source = open_video(path, "pyav")
+    assert isinstance(source, PyAVVideo)
     buffer = io.BytesIO()
     count = 0
     width = height = 0
