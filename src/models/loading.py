@@ -118,6 +118,7 @@ def adapt_state_dict(
     keep_cls_token: bool = True,
     keep_head: bool = False,
     allow_unused: Iterable[str] = (),
+    backend: str | None = None,
 ) -> Weights:
     """Tensors of one of our encoders from those of a file.
 
@@ -128,6 +129,7 @@ def adapt_state_dict(
         keep_cls_token: False drops the class token of a file that has one.
         keep_head: True keeps the classifier of a file that has one, for `encoder.logits`.
         allow_unused: names, or shell patterns of names, that may be left out. Anything else left over is an error.
+        backend: who computes (docs/backends.md); 'reference' for second derivatives, forward mode and torch.func.
     """
     report = Report(source.what)
     tensors = bare_names(source.tensors, report, allow_unused)
@@ -140,6 +142,8 @@ def adapt_state_dict(
         raise UserError(f"{source.what}: it has no head to keep")
     if not keep_head and "num_classes" in options:
         options["num_classes"] = 0
+    if backend is not None:
+        options["backend"] = backend
     if not keep_cls_token and "cls_token" in options:
         options["cls_token"] = False
     wanted = EncoderSpec(file.name, options)
