@@ -23,7 +23,7 @@ def readable(x: Tensor) -> Tensor:
     if x.data_ptr() % _BYTES == 0:
         if x.stride() == (channels * length, length, 1):
             return x
-        if channel_stride == 1 and not (channels % _STEP or batch_stride % _STEP or time_stride % _STEP):
+        if channel_stride == 1 < time_stride and not (channels % _STEP or batch_stride % _STEP or time_stride % _STEP):
             return x
     return x.clone(memory_format=torch.contiguous_format)
 
@@ -40,6 +40,11 @@ def forward(
     """Same contract as `causal_conv1d` on CUDA tensors, filters of 2 to 4 taps."""
     if x.device.type != "cuda":
         raise RuntimeError(f"causal_conv1d: backend cuda needs CUDA tensors, got {x.device}")
+    return convolve(x, weight, bias, activation, reverse)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool) -> Tensor:
+    """The same on any device that the kernel is for."""
     x, weight, bias = once("causal_conv1d", (x, weight, bias))
     kernel, offset = weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None
     out = causal_conv1d_fn(readable(x.flip(-1) if reverse else x), kernel, offset, activation=activation)

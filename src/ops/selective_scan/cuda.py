@@ -27,10 +27,15 @@ def selective_scan_cuda(inputs: ScanInputs) -> Tensor:
 
     mamba-ssm wants one type for u, delta, B, C and z: the widest of them is taken, so that a float32 step stays one.
     """
-    if len(inputs.sides) == 2:
-        return selective_scan_cuda(inputs.alone(0)) + selective_scan_cuda(inputs.alone(1))
     if inputs.u.device.type != "cuda":
         raise RuntimeError(f"selective_scan: backend cuda needs CUDA tensors, got {inputs.u.device}")
+    return scan(inputs)
+
+
+def scan(inputs: ScanInputs) -> Tensor:
+    """The same on any device that the kernel is for."""
+    if len(inputs.sides) == 2:
+        return scan(inputs.alone(0)) + scan(inputs.alone(1))
     u, delta, A, B, C, D, bias, z = once(OPERATOR, inputs.tensors)
     along = (u, delta, B, C, z)
     work = functools.reduce(torch.promote_types, [x.dtype for x in along if x is not None])
