@@ -24,6 +24,7 @@ from src.utils.errors import UserError
 _OF_VIM = re.compile(r"vim(?![a-z])|.*mid(dle)?_?cls_?tok", re.IGNORECASE)
 _OF_VIDEOMAMBA = re.compile(r"videomamba", re.IGNORECASE)
 _NAMES_OF_VIM = ("cls_token_head", "cls_token_tail", "rope.freqs_cos")  # of its variants
+_FINE = 27  # patches in a row of those, at 224 pixels
 _SMOOTHER = 0.6  # of the other order's roughness
 _ENOUGH = 1000  # numbers to compare, below which chance could do it
 
@@ -34,7 +35,8 @@ def refuse_vim(
     """Raise UserError if these tensors (bare names) are Vim's, or may be and nobody says that they are VideoMamba's.
 
     In order: names that only Vim has; the model's name in `args`, which both projects' training scripts keep in their
-    checkpoints; where the class token is by the positions; the file's name; `model_name`, the caller's word.
+    checkpoints; a class token in the middle, by the positions; the file's name; one in front, by the positions;
+    `model_name`, the caller's word.
     """
     if "layers.0.mixer.in_proj.weight" not in tensors:
         return
@@ -49,10 +51,10 @@ def refuse_vim(
     place = class_token_place(tensors[POS]) if CLS in tensors and POS in tensors else None
     if place == "middle":
         raise _vim(what, "its positions have the class token in the middle")
+    if _OF_VIM.match(path.name):  # before the positions: those that Vim resampled in fine-tuning show nothing of it
+        raise _vim(what, "it is called so; if it is VideoMamba's, rename it")
     if place == "first" or _OF_VIDEOMAMBA.match(path.name):
         return
-    if _OF_VIM.match(path.name):
-        raise _vim(what, "it is called so")
     if model_name is None:
         raise UserError(
             f"{what}: an image model of VideoMamba's or of Vim's, whose tensors look alike: if VideoMamba's, pass "
@@ -73,12 +75,14 @@ def _model_of(args: object) -> str:
 def class_token_place(pos_1ND: Tensor) -> Literal["first", "middle"] | None:
     """Where the class token is among learned positions (1, N, D) of a square image; None if they do not show it.
 
+    Those of Vim's finer models, patches of 16 pixels every 8, were resampled as if it came first: they do not either.
+
     Trained positions of neighbours in a row are alike. Taking the class token out of the wrong place shifts half of the
     rows by one, and puts the end of a row beside the beginning of the next.
     """
     count, width = pos_1ND.shape[1], pos_1ND.shape[2]
     side = math.isqrt(count - 1)
-    if side**2 != count - 1 or side < 2:
+    if side**2 != count - 1 or side in (0, 1, _FINE):
         return None
     everything = list(range(count))
     first, middle = (_neighbours(everything[:at] + everything[at + 1 :], side) for at in (0, side**2 // 2))
