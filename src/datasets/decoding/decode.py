@@ -1,8 +1,8 @@
 """Reading exact frames out of video files.
 
 Two decoders sit behind one interface. `pyav` (pyav_reader.py) finds every frame by its time stamp, or by counting where
-there are none. `decord` is decord as it comes, which is fast and, on several containers, wrong. `auto` is `pyav`: it is
-exact on every container, and no slower (docs/data.md has the figures).
+there are none, and gives it as players show it (picture.py). `decord` is decord as it comes, which is fast and, on
+several containers, wrong. `auto` is `pyav`: it is exact on every container, and no slower (figures in docs/data.md).
 
 Shapes: frames are uint8 RGB (n, H, W, 3).
 """
@@ -106,7 +106,8 @@ class _DecordVideo:
         self._errors = (decord.DECORDError, RuntimeError)
         if not isinstance(source, bytes) and os.fsencode(source) != str(source).encode("utf-8", "replace"):
             source = Path(source).read_bytes()  # decord takes no name that is not UTF-8
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        # Absolute, or FFmpeg would take what stands before a colon for a protocol.
+        file = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
         try:
             # More than one thread per worker is 16 to 34 % slower.
             self._reader = decord.VideoReader(file, num_threads=1, ctx=decord.cpu(0))
