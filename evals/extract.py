@@ -25,8 +25,8 @@ def find_videos(source: Path) -> list[Path]:
     Raises:
         UserError: there is no such file, or there are no videos in it.
     """
+    from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
     from src.datasets.lists import read_list, resolve
-    from src.datasets.webdataset.shards import VIDEO_SUFFIXES
 
     if not source.exists():
         raise UserError(f"--input {source}: no such file or folder")

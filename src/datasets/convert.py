@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from src.datasets.webdataset.shards import VIDEO_SUFFIXES
+from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
 from src.utils.errors import UserError, run_cli
 
 # (stem of the video's file, alternatives first to last; label)
