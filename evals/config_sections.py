@@ -79,10 +79,15 @@ class LoadingConfig(Section):
 class VideoDataConfig(LoadingConfig):
     """Which videos, and the views of each."""
 
-    dataset_train: str | None = Field(None, description="list of training videos (csv, one `path label` per line)")
-    dataset_val: str | None = Field(None, description="list of validation videos")
+    dataset_train: str | None = Field(
+        None, description="list of training videos (csv, one `path label` per line), or shards for WebVideoDataset"
+    )
+    dataset_val: str | None = Field(None, description="list of validation videos, or shards")
     dataset_type: DatasetType = Field(
         "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
+    )
+    label_key: str | None = Field(
+        None, description="(added) WebVideoDataset: field of a video's .json that is its label; unset: it is in a .cls"
     )
     frames_per_clip: int = Field(16, gt=0, description="frames per clip")
     num_segments: int = Field(1, gt=0, description="clips spread over a video")

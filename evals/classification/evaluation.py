@@ -47,7 +47,7 @@ class Evaluation:
         self.val = self._samples(task.val, cfg.data.max_val_samples, "val")
 
     def _samples(self, source: str, limit: int | None, split: str) -> SampleList:
-        samples = read_sample_list(source, self.task.dataset_type, self.task.keys[split])
+        samples = read_sample_list(source, self.task.dataset_type, self.task.keys[split], label_key=self.task.label_key)
         check_labels(samples, self.cfg.data.num_classes)
         prepare_folder(self.folder, "folder")
         if limit is None or limit >= len(samples):

@@ -105,7 +105,8 @@ class Loader:
             batches = iter(self._loader())
         except OSError as error:  # processes, pipes, semaphores and shared memory are all that is asked for here
             _abandon(error)
-            raise UserError(f"data workers cannot be started: {system_fault(error) or one_line(error)}") from error
+            reason = system_fault(error) or f"{one_line(error)}: with data.num_workers=0 none are needed"
+            raise UserError(f"data workers cannot be started: {reason}") from error
         if previous is not None and threading.current_thread() is threading.main_thread():
             # torch's handler raises wherever the main thread happens to be; without it the death of a worker is noticed
             # (within seconds) where its batch is waited for, below.

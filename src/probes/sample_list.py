@@ -14,6 +14,7 @@ from src.datasets.embedded.generate import ensure_embedded
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.lists import read_list, resolve
+from src.datasets.webdataset.web_dataset import shard_samples
 from src.utils.errors import UserError
 
 INNER_VAL_FRACTION = 0.1  # of the training samples, held out of fitting to choose between several heads
@@ -40,14 +41,18 @@ class SampleList:
         return SampleList(path, files, labels)
 
 
-def read_sample_list(source: str | Path, dataset_type: str, key: str) -> SampleList:
-    """Files and labels of a list, or of a folder of class folders; `key` is where the config names it.
+def read_sample_list(
+    source: str | Path, dataset_type: str, key: str, labelled: bool = True, label_key: str | None = None
+) -> SampleList:
+    """Files and labels of a list, of a folder of class folders, or of shards; `key` is where the config names it.
 
+    `labelled` and `label_key` are WebVideoDataset's.
     The embedded data set is written first where it is absent. Raises UserError when missing, malformed or empty.
     """
-    source = Path(source)
     if dataset_type == "WebVideoDataset":
-        raise UserError("data.dataset_type WebVideoDataset has no list to evaluate on: use VideoDataset with csv lists")
+        files, labels = shard_samples(str(source), key, labelled, label_key)
+        return SampleList(Path(source), files, np.asarray(labels, dtype=np.int64))
+    source = Path(source)
     if dataset_type in EMBEDDED and not source.exists():
         ensure_embedded(source.parent, dataset_type)
     if not source.exists():

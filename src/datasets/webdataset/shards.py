@@ -70,7 +70,7 @@ def expand(patterns: Sequence[str | Path], allow_pipe: bool, key: str = "data.da
         names: list[str] = []
         try:
             spelled = [pattern] if Path(pattern).exists() else list(braceexpand.braceexpand(pattern))
-        except braceexpand.UnbalancedBracesError:
+        except ValueError:
             raise UserError(f"{key}: {pattern} has a brace without its other half") from None
         for name in spelled:
             if urlsplit(name).scheme == "pipe" and not allow_pipe:
@@ -159,7 +159,7 @@ def _scan(file: io.BufferedReader, path: str, label_key: str | None) -> Contents
                 number, why = read_label(label, file.read(min(label.body[1], _LARGEST_LABEL)), label_key), ""
             except ValueError as error:
                 why = str(error)
-        contents.entries.append(Entry(video.name, *video.body, number, why))
+        contents.entries.append(Entry(video.name, video.body[0], video.body[1], number, why))
     for files in left:
         if is_document(files):
             contents.strangers.extend(m.name for m in files)

@@ -31,7 +31,7 @@ class TarMembers:
         while True:
             try:
                 info = self._archive.next()
-                self._archive.members = []  # or it would keep every one it has seen
+                self._archive.members = []  # type: ignore[attr-defined]  # or it would keep all it has seen
                 if info is None:
                     self._check_end()
                     return
