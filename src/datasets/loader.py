@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from src.utils.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
 
-# Of each kind of note about what was read, this many are logged.
+# Of the notes about what was read, this many are logged.
 _LOGGED_NOTES = 3
 
 
@@ -69,7 +69,7 @@ class Loader:
         self.start_step, self._total_steps = start_step, total_steps
         self.start_position: int | None = None
         self._tracker: WorkerTracker | None = None
-        self._notes = 0
+        self._notes: set[str] = set()
         self._evaluation_loader: DataLoader | None = None
 
     @property
@@ -118,7 +118,7 @@ class Loader:
             except StopIteration:
                 break
             except Exception as error:
-                self._explain(error)
+                self._explain(error, getattr(batches, "_workers", ()))
                 raise
             self._log_notes(batch)
             self.skips.add(batch)
@@ -138,11 +138,11 @@ class Loader:
 
     def _log_notes(self, batch: Batch) -> None:
         for note in batch.notes:
-            if self._notes < _LOGGED_NOTES:
+            if note not in self._notes and len(self._notes) < _LOGGED_NOTES:
+                self._notes.add(note)
                 logger.info("%s", note)
-            self._notes += 1
 
-    def _explain(self, error: Exception) -> None:
+    def _explain(self, error: Exception, workers: Sequence[BaseProcess]) -> None:
         """Raise UserError for what is the machine's or the user's fault; a bug is left as it is."""
         message = str(error)
         if self._tracker is None or self._num_workers == 0:
@@ -156,7 +156,9 @@ class Loader:
             raise UserError(f"a data worker failed{where}: {reason}") from error
         if message.startswith("DataLoader worker"):
             files = ", ".join(sorted({self._source.path(i) for i in self._tracker.dead(message).values()}))
-            raise UserError(f"a data worker was killed {_why_killed(message, files or 'its first file')}") from error
+            signals = [-code for worker in workers if (code := worker.exitcode or 0) < 0]
+            why = _why_killed(signals[0] if signals else signal.SIGKILL, files or "its first file")
+            raise UserError(f"a data worker was killed {why}: {one_line(message)}") from error
         # What goes wrong in this process or its thread for page-locked memory has no worker's traceback in it.
         last = message.strip().splitlines()[-1:] if "pin memory thread" in message else []
         own = RuntimeError(last[0]) if last else None if message.startswith("Caught ") else error
@@ -214,15 +216,11 @@ def _abandon(error: OSError) -> None:
                 process.terminate()
 
 
-def _why_killed(message: str, files: str) -> str:
-    """The rest of the line about a worker that a signal has ended, by torch's message."""
-    found = re.search(r"killed by signal: ([\w ]+)", message)
-    name = found[1] if found else ""
-    if name.startswith("Bus error"):
-        return f"by the signal {name} while reading {files}: {system_fault(RuntimeError(name))}"
-    if name.startswith(("Segmentation", "Aborted", "Illegal", "Floating")):
-        return f"by the signal {name} while reading {files}: the decoder crashed; remove the file: {one_line(message)}"
-    return (
-        f"(out of memory?) while reading {files}; try a smaller data.num_workers, or remove the file: "
-        f"{one_line(message)}"
-    )
+def _why_killed(number: int, files: str) -> str:
+    """The rest of the line about a worker that a signal has ended."""
+    if number == signal.SIGKILL:
+        return f"(out of memory?) while reading {files}; try a smaller data.num_workers, or remove the file"
+    name = signal.strsignal(number)
+    if number == signal.SIGBUS:
+        return f"by the signal {name} while reading {files}; {system_fault(RuntimeError(name))}"
+    return f"by the signal {name} while reading {files}; if it happens again, remove the file"

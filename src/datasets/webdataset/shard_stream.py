@@ -21,7 +21,7 @@ from src.datasets.webdataset.layout import (
     run_key,
     without_video,
 )
-from src.datasets.webdataset.tar_members import TarMembers
+from src.datasets.webdataset.tar_members import TarMembers, open_archive
 from src.utils.errors import UserError, one_line
 
 # Files whose names begin alike wait for one another, up to this many.
@@ -62,7 +62,7 @@ class ShardStream:
         seen: list[Member] = []
         run: list[Member] = []
         try:
-            with open_url(self._url) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            with open_url(self._url) as stream, open_archive(stream, "r|*") as archive:
                 members = TarMembers(archive, self._url)
                 for info, one in members:
                     self._read(archive, info, one)

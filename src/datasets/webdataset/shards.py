@@ -21,7 +21,7 @@ from src.datasets.webdataset.layout import (
     read_label,
     without_video,
 )
-from src.datasets.webdataset.tar_members import TarMembers
+from src.datasets.webdataset.tar_members import TarMembers, open_archive
 from src.utils.errors import UserError
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*:", re.IGNORECASE)
@@ -130,7 +130,7 @@ def _scan(file: io.BufferedReader, path: str, label_key: str | None) -> Contents
     size = Path(path).stat().st_size
     found: list[Member] = []
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_archive(file, "r:") as archive:
             members = TarMembers(archive, path, size)
             for info, one in members:
                 one.body = (info.offset_data, info.size)

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from typing import IO, Literal
 
 from src.datasets.webdataset.layout import Member, is_stranger, member, tidy
 from src.utils.errors import UserError, one_line
 
 _BLOCK = 1 << 16
+
+
+class _Header(tarfile.TarInfo):
+    """Keeps what ended an archive. tarfile itself takes a damaged or cut header for the end, and says nothing."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            vars(tarfile_)["ended_by"] = error
+            raise
+
+
+def open_archive(file: IO[bytes], mode: Literal["r:", "r|*"]) -> tarfile.TarFile:
+    """An archive for TarMembers. Raises tarfile.TarError where there is none."""
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=_Header)
 
 
 class TarMembers:
@@ -57,6 +75,10 @@ class TarMembers:
 
     def _check_end(self) -> None:
         """An archive ends with empty blocks; `cat a.tar b.tar` goes on behind them, where no reader looks."""
+        ended_by = vars(self._archive).get("ended_by")
+        if not isinstance(ended_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            self.faults.append(("truncated", f"the shard has no end, it breaks off: {one_line(ended_by)}"))
+            return
         file = self._archive.fileobj
         while file is not None and (block := file.read(_BLOCK)):
             if block.strip(b"\0"):
