@@ -98,6 +98,12 @@ class VideoDataConfig(LoadingConfig):
         0.2, description="(added) stop when more than this share of the videos cannot be read"
     )
 
+    @model_validator(mode="after")
+    def _labels(self) -> VideoDataConfig:
+        if self.label_key is not None and self.dataset_type != "WebVideoDataset":
+            raise ValueError("data.label_key is for data.dataset_type=WebVideoDataset: a list has its labels itself")
+        return self
+
 
 class ImageDataConfig(LoadingConfig):
     """Which images; a video encoder sees each as a clip that stands still."""

@@ -190,6 +190,11 @@ def test_shards_that_cannot_be_probed(config, shards, pattern, message):
         run(config, data__dataset_type="WebVideoDataset", data__dataset_train=pattern.format(shards))
 
 
+def test_a_list_has_no_label_key(config):
+    with pytest.raises(ValueError, match=r"data\.label_key is for data\.dataset_type=WebVideoDataset"):
+        run(config, data__label_key="class")
+
+
 def test_a_video_that_cannot_be_read_is_left_out_and_counted(config, data, tmp_path):
     lines = (data / "motion/val.csv").read_text().splitlines()
     lines = [f"{data / 'motion' / line}" for line in lines]
