@@ -83,10 +83,15 @@ class LoadingConfig(Section):
 class VideoDataConfig(LoadingConfig):
     """Which videos, and the views of each."""
 
-    dataset_train: PathText | None = Field(None, description="list of training videos (csv, one `path label` per line)")
-    dataset_val: PathText | None = Field(None, description="list of validation videos")
+    dataset_train: PathText | None = Field(
+        None, description="list of training videos (csv, one `path label` per line), or shards for WebVideoDataset"
+    )
+    dataset_val: PathText | None = Field(None, description="list of validation videos, or shards")
     dataset_type: DatasetType = Field(
         "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
+    )
+    label_key: str | None = Field(
+        None, description="(added) WebVideoDataset: field of a video's .json that is its label; unset: it is in a .cls"
     )
     frames_per_clip: int = Field(16, gt=0, description="frames per clip")
     num_segments: int = Field(1, gt=0, description="clips spread over a video")
@@ -96,6 +101,12 @@ class VideoDataConfig(LoadingConfig):
     max_skip_fraction: Share = Field(
         0.2, description="(added) stop when more than this share of the videos cannot be read"
     )
+
+    @model_validator(mode="after")
+    def _labels(self) -> VideoDataConfig:
+        if self.label_key is not None and self.dataset_type != "WebVideoDataset":
+            raise ValueError("data.label_key is for data.dataset_type=WebVideoDataset: a list has its labels itself")
+        return self
 
 
 class ImageDataConfig(LoadingConfig):

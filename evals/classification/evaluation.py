@@ -47,7 +47,8 @@ class Evaluation:
         self.val = self._samples(task.val, cfg.data.max_val_samples, "val", self.train.classes)
 
     def _samples(self, source: str, limit: int | None, split: str, classes: Sequence[str] | None = None) -> SampleList:
-        samples = read_sample_list(source, self.task.dataset_type, self.task.keys[split], classes)
+        task = self.task
+        samples = read_sample_list(source, task.dataset_type, task.keys[split], classes, label_key=task.label_key)
         check_labels(samples, self.cfg.data.num_classes)
         prepare_folder(self.folder, "folder")
         if limit is None or limit >= len(samples):

@@ -110,7 +110,7 @@ def _loader(cfg: FutureConfig, trained_as: dict[str, Any], samples: SampleList) 
     data, (rank, world_size, device) = trained_as["data"], current()
     own = math.ceil(len(samples) / world_size)
     return init_data(
-        dataset_type="VideoDataset",
+        dataset_type="WebVideoDataset" if cfg.data.dataset_type == "WebVideoDataset" else "VideoDataset",
         datasets=[samples.source],
         batch_size=math.ceil(own / math.ceil(own / cfg.data.batch_size)),
         transform=EvalTransform(data["crop_size"]),

@@ -71,7 +71,9 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise UserError(f"{source}:{line} not valid YAML: {one_line(error.problem or error.context)}") from None
+        problem = one_line(error.problem or error.context)
+        hint = " (a name with brackets needs quotes)" if problem.endswith(("got '{'", "got '['")) else ""
+        raise UserError(f"{source}:{line} not valid YAML: {problem}{hint}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {one_line(error)}") from None
 

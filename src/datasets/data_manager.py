@@ -59,6 +59,7 @@ def init_data(
     folder: str | Path | None = None,
     labelled: bool = True,
     classes: Sequence[str] | None = None,
+    label_key: str | None = None,
 ) -> Loader:
     """Batches of a data set.
 
@@ -77,6 +78,7 @@ def init_data(
         folder: where skipped.csv is written, if anywhere.
         labelled: whether labels are needed; pretraining reads lists without them too (`read_list`).
         classes: see ImageDataset.
+        label_key: see WebVideoDataset.
 
     Raises:
         UserError: a list is missing or malformed, the data set is empty, or an argument makes no sense.
@@ -104,9 +106,11 @@ def init_data(
         if any(is_url(url) for url in urls):
             if datasets_weights is not None:
                 raise UserError("data.datasets_weights does not work with streamed shards: list a shard more than once")
-            source = WebVideoStream(urls, batch_size, training, reader, rank, world_size, num_workers, seed)
+            source = WebVideoStream(
+                urls, batch_size, training, reader, rank, world_size, num_workers, seed, labelled, label_key
+            )
         else:
-            source = WebVideoDataset(shards, reader)
+            source = WebVideoDataset(shards, reader, labelled, label_key)
             skips.note(source.errors)
     else:
         raise UserError(f"data.dataset_type {dataset_type!r} is not one of {', '.join(DATASET_TYPES)}")

@@ -17,6 +17,7 @@ from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.list_lines import format_line
 from src.datasets.lists import list_folders, read_list, resolve
+from src.datasets.webdataset.web_dataset import shard_samples
 from src.utils.errors import UserError
 
 INNER_VAL_FRACTION = 0.1  # of the training samples, held out of fitting to choose between several heads
@@ -49,17 +50,23 @@ class SampleList:
 
 
 def read_sample_list(
-    source: str | Path, dataset_type: str, key: str, classes: Sequence[str] | None = None, labelled: bool = True
+    source: str | Path,
+    dataset_type: str,
+    key: str,
+    classes: Sequence[str] | None = None,
+    labelled: bool = True,
+    label_key: str | None = None,
 ) -> SampleList:
-    """Files and labels of a list, or of a folder of class folders; `key` is where the config names it.
+    """Files and labels of a list, of a folder of class folders, or of shards; `key` is where the config names it.
 
     The embedded data set is written first where it is absent. `classes`, those of the training set, number the class
-    folders of a validation set. `labelled` is `read_list`'s. Raises UserError when missing, malformed or empty, and for
-    a class folder that is not among `classes`.
+    folders of a validation set. `labelled` is `read_list`'s and WebVideoDataset's, `label_key` the latter's. Raises
+    UserError when missing, malformed or empty, and for a class folder that is not among `classes`.
     """
-    source = Path(source)
     if dataset_type == "WebVideoDataset":
-        raise UserError("data.dataset_type WebVideoDataset has no list to evaluate on: use VideoDataset with csv lists")
+        files, labels = shard_samples(str(source), key, labelled, label_key)
+        return SampleList(Path(source), files, np.asarray(labels, dtype=np.int64))
+    source = Path(source)
     if dataset_type in EMBEDDED and not source.exists():
         ensure_embedded(source, dataset_type)
     if not source.exists():

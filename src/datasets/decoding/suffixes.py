@@ -6,7 +6,7 @@ Pillow many that are no pictures, so these are lists.
 
 from __future__ import annotations
 
-# Lower case, without the dot. The usual ones first: a shard's sample with several videos gives the first of these.
+# Lower case, without the dot. The usual ones first: of several files of one name `convert` takes the first.
 VIDEO_SUFFIXES: tuple[str, ...] = (
     *("mp4", "webm", "mkv", "avi", "mov", "mpg", "mpeg", "m4v", "ts"),
     *("3gp", "3g2", "3gpp", "f4v", "ismv", "mj2", "qt", "insv"),  # ISO media and QuickTime

@@ -141,7 +141,7 @@ def test_other_settings_or_a_strange_folder_are_refused(mixed_list, tmp_path, pr
 def test_check_sees_damage(mixed_list, tmp_path):
     out = tmp_path / "set"
     _prepare(mixed_list, out, shards=1)
-    entries, _ = scan(str(out / "shard-000000.tar"))
+    entries = scan(str(out / "shard-000000.tar")).entries
     data = bytearray((out / "shard-000000.tar").read_bytes())
     data[entries[1].offset + 100] ^= 1
     (out / "shard-000000.tar").write_bytes(data)
