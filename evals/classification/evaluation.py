@@ -102,7 +102,7 @@ class Evaluation:
                 self._table(name, "train", key, loaded, model, pool),
                 self._table(name, "val", key, loaded, model, pool),
             )
-        if pooled_probes and tables and is_main():
+        if pooled_probes and tables:
             found |= self._linear_and_knn(name, *tables)
         barrier()
         if "attentive" in self.cfg.probes:
@@ -152,14 +152,17 @@ class Evaluation:
         )
 
     def _linear_and_knn(self, name: str, train: FeatureTable, val: FeatureTable) -> dict[str, Score]:
-        """Linear probe and kNN on mean-pooled features, on the main process."""
+        """On mean-pooled features: the linear probe on the main process, kNN's queries shared out between all."""
+        probes = [p for p in ("linear", "knn") if p in self.cfg.probes and (p == "knn" or is_main())]
+        if not probes:
+            return {}
         x, y, x_val = train.pooled(), train.labels_M[train.ids], val.pooled()
         found: dict[str, Score] = {}
-        for probe in (p for p in ("linear", "knn") if p in self.cfg.probes):
+        for probe in probes:
             if probe == "linear":
-                result = linear_knn.linear_probe(x, y, x_val)
+                result = linear_knn.linear_probe(x, y, x_val, self.cfg.seed)
             else:
-                result = linear_knn.knn_probe(x, y, x_val, self.cfg.data.num_classes)
+                result = linear_knn.knn_probe(x, y, x_val, self.cfg.data.num_classes, seed=self.cfg.seed, shared=True)
             score = found[probe] = self._score(name, probe, val.ids, result.predictions, result.note)
             self.log(f"{name}, {probe}: val {100 * score.accuracy:.1f} % ({result.note})")
         return found

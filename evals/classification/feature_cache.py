@@ -51,11 +51,12 @@ class FeatureTable:
 
     def pooled(self, chunk: int = 256) -> np.ndarray:
         """Mean over views and tokens: (samples that could be read, D) float32, in the order of `ids`."""
-        ids, out = self.ids, []
+        ids = self.ids
+        out = np.empty((len(ids), self.features_MVLD.shape[-1]), np.float32)
         for start in range(0, len(ids), chunk):
             block = self.features_MVLD[ids[start : start + chunk]]
-            out.append(block.astype(np.float32).mean(axis=(1, 2)))
-        return np.concatenate(out)
+            out[start : start + chunk] = block.astype(np.float32).mean(axis=(1, 2))
+        return out
 
 
 def digest(parts: Any) -> str:

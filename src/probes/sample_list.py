@@ -5,6 +5,7 @@ Legend: M samples.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +71,8 @@ def check_labels(samples: SampleList, num_classes: int) -> None:
         )
 
 
-def draw_subset(samples: SampleList, count: int, seed: int) -> np.ndarray:
-    """`count` positions drawn at random, ascending; all if the list has no more."""
+def draw_subset(samples: Sized, count: int, seed: int) -> np.ndarray:
+    """`count` positions of samples drawn at random, ascending; all if there are no more."""
     if count >= len(samples):
         return np.arange(len(samples))
     return np.sort(np.random.default_rng((seed, 1)).choice(len(samples), count, replace=False))
