@@ -253,6 +253,8 @@ class Evaluation:
         self.log(f"results are in {self.folder}")
         title = f"{self.name}: accuracy in % on {len(self.val)} samples of {num_classes} classes\n"
         title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
+        if not results.is_balanced(chance, scores[0].balanced_chance):
+            title += "\nbalanced: mean of the classes' accuracies (normal interval); chance: the most common class"
         results.print_table(results.build_table(title, scores, probes, chance))
         return written
 
