@@ -23,8 +23,17 @@ from evals.classification.task import Task, probe_settings
 from evals.config import ProbeConfig
 from src.config.loading import check_ready, save_config
 from src.probes import linear_knn
-from src.probes.sample_list import SampleList, check_labels, draw_subset, hold_out, read_sample_list
+from src.probes.sample_list import (
+    SampleList,
+    check_labels,
+    describe_unseen,
+    draw_subset,
+    hold_out,
+    read_sample_list,
+    unseen_labels,
+)
 from src.utils.distributed import barrier, current, is_main
+from src.utils.errors import UserError
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
 
 logger = get_logger(__name__)
@@ -45,6 +54,17 @@ class Evaluation:
         self.folder = cfg.output_folder()
         self.train = self._samples(task.train, cfg.data.max_train_samples, "train")
         self.val = self._samples(task.val, cfg.data.max_val_samples, "val")
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        """Refuse classes that no training sample has; say it where it is a drawn subset that has none of them."""
+        data = self.cfg.data
+        if unseen := describe_unseen(self.train, self.val):
+            if data.max_train_samples is None:
+                raise UserError(f"{unseen}: no probe can be right on them: mend the lists")
+            self.log(f"data.max_train_samples={data.max_train_samples}: {unseen}: no probe can be right on them")
+        if (found := len(np.unique(self.train.labels))) < data.num_classes:
+            self.log(f"data.num_classes={data.num_classes}, and the training samples are of {found} classes")
 
     def _samples(self, source: str, limit: int | None, split: str) -> SampleList:
         samples = read_sample_list(source, self.task.dataset_type, self.task.keys[split])
@@ -241,7 +261,11 @@ class Evaluation:
             "data": self.task.data_name or self.task.dataset_type,
             "encoders": {name: loaded.source for name, loaded in encoders.items()},
             "train": {"list": self.task.train, "samples": len(self.train)},
-            "val": {"list": self.task.val, "samples": len(self.val)},
+            "val": {
+                "list": self.task.val,
+                "samples": len(self.val),
+                "labels_not_in_train": unseen_labels(self.train, self.val),
+            },
             "seed": self.cfg.seed,
             "seconds": seconds,
             "chosen": "every choice (head, penalty, k) was made on training samples",
@@ -254,7 +278,7 @@ class Evaluation:
         title = f"{self.name}: accuracy in % on {len(self.val)} samples of {num_classes} classes\n"
         title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
         if not results.is_balanced(chance, scores[0].balanced_chance):
-            title += "\nbalanced: mean of the classes' accuracies (normal interval); chance: the most common class"
+            title += "\nbalanced: mean of the classes' accuracies (normal interval)"
         results.print_table(results.build_table(title, scores, probes, chance))
         return written
 

@@ -71,6 +71,22 @@ def check_labels(samples: SampleList, num_classes: int) -> None:
         )
 
 
+def unseen_labels(train: SampleList, val: SampleList) -> list[int]:
+    """Labels of `val` that `train` lacks, ascending: on their samples no probe can be right."""
+    return np.setdiff1d(val.labels, train.labels).tolist()
+
+
+def describe_unseen(train: SampleList, val: SampleList) -> str:
+    """Which labels those are, and how many samples have them; empty where there are none."""
+    labels = unseen_labels(train, val)
+    if not labels:
+        return ""
+    named = ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+    count = int(np.isin(val.labels, labels).sum())
+    classes = f"{len(labels)} class{'es' if len(labels) > 1 else ''} ({named})"
+    return f"labels of {val.source} that {train.source} lacks: {classes}, {count} of {len(val)} samples"
+
+
 def draw_subset(samples: Sized, count: int, seed: int) -> np.ndarray:
     """`count` positions of samples drawn at random, ascending; all if there are no more."""
     if count >= len(samples):
