@@ -135,7 +135,8 @@ def extract(
                 stream = open_stream(video)
                 try:
                     # Files not opened yet are taken to be as long as this one.
-                    progress.total = file.rows + how.windows(stream.expected_frames, stream.fps) * (len(videos) - number)
+                    windows = how.windows(stream.expected_frames, stream.fps)
+                    progress.total = file.rows + windows * (len(videos) - number)
                     for rows in encode_stream(encoder, stream, how, device):
                         file.append({**rows, "video": np.full(len(rows["frames"]), number)})
                         windows = len(rows["frames"])

@@ -176,7 +176,7 @@ def shutdown() -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here, in host memory: a process that is gone is noticed at once, not by a watchdog."""
+    """Wait until every process is here, in host memory: one that is gone is noticed at once, not by a watchdog."""
     if current().world_size > 1:
         dist.barrier(group=_control.get("group"))
 
