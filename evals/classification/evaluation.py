@@ -250,7 +250,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Write csv, json and pictures, then print the table, last of all."""
         num_classes, probes = self.cfg.data.num_classes, list(dict.fromkeys(self.cfg.probes))
-        chance = results.chance_level(self.val.labels, num_classes)
+        chance = results.chance_level(scores[0].labels, num_classes)
         heads = {
             name: [{**asdict(head), "reported": i == outcome.best} for i, head in enumerate(outcome.heads)]
             for name, outcome in outcomes.items()

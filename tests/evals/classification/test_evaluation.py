@@ -91,8 +91,12 @@ def test_video_evaluation_from_config_to_files(config, tmp_path, capsys):
     assert run(config)["scores"] == results["scores"]
 
 
-def test_two_processes_find_what_one_does(config, tmp_path):
-    """Uneven shares of 48 training and 19 validation samples, kNN's queries among them."""
+def test_two_processes_find_what_one_does(config, data, tmp_path):
+    """Uneven shares, kNN's queries among them, and not one validation sample that the first process can read."""
+    lines = [f"{data / 'motion' / line}" for line in (data / "motion/val.csv").read_text().splitlines()]
+    mixed = [line for i, good in enumerate(lines) for line in (f"/nowhere/{i}.mp4 3", good)]
+    (tmp_path / "val.csv").write_text("\n".join(mixed) + "\n")
+    config["data"] |= {"dataset_val": str(tmp_path / "val.csv"), "dataset_type": "VideoDataset", "max_skip_fraction": 1}
     config |= {"probes": ["linear", "knn"], "random_baseline": False}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config | {"folder": str(tmp_path / "two")}))
     command = [sys.executable, "-m", "evals.main", "--fname", str(tmp_path / "run.yaml"), "--devices", "cpu", "cpu"]
@@ -103,7 +107,9 @@ def test_two_processes_find_what_one_does(config, tmp_path):
     assert two.returncode == 0, said
     found = json.loads((tmp_path / "two/jepa-results.json").read_text())
     assert found["scores"] == one["scores"] and [s["probe"] for s in one["scores"]] == ["linear", "knn"]
+    assert {(s["total"], s["missing"]) for s in one["scores"]} == {(19, 19)}
     assert said.count("knn: val") == 1
+    assert "skipped 19 of 19 videos: 19 missing" in said  # all were the first one's
 
 
 def test_cache_is_used_again_and_never_when_stale(config, tmp_path, caplog, save_checkpoint):
