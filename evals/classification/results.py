@@ -216,5 +216,5 @@ def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
 
 def print_table(table: Table) -> None:
     """Print to stdout, wide enough that a pipe or a narrow log does not cut cells."""
-    console = Console()
-    Console(width=max(console.width, 100)).print(table)
+    needed = Console(width=10_000).measure(table).maximum
+    Console(width=max(Console().width, 100, needed)).print(table)

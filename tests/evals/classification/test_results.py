@@ -89,6 +89,13 @@ def test_table_has_rows_for_encoders_and_chance_and_a_column_for_each_probe():
     assert [line[5] for line in words] == ["83.3", "33.3", "33.3"]
 
 
+def test_a_wide_table_is_not_cut_in_a_pipe(capsys):
+    labels = np.zeros(7, dtype=np.int64)
+    probes = [f"probe {i}" for i in range(9)]
+    report.print_table(report.build_table("t", [Score("pretrained", p, labels, labels) for p in probes], probes, 1.0))
+    assert capsys.readouterr().out.count("100.0 [64.6, 100.0]") == 9
+
+
 def test_equal_classes_need_no_balanced_rows():
     labels = np.array([0, 0, 1, 1])
     console = Console(width=120, record=True)
