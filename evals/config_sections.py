@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from src.config.fields import Share
+from src.config.fields import PathText, Share
 from src.config.schema import Section
 from src.datasets.dataset_types import DatasetType
 from src.models.model_names import ModelName
@@ -20,8 +20,12 @@ PositiveRate = Annotated[float, Field(gt=0)]
 class CheckpointConfig(Section):
     """The pretraining checkpoint to evaluate."""
 
-    folder: str = Field(..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining")
-    checkpoint: str = Field("jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`")
+    folder: PathText = Field(
+        ..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining"
+    )
+    checkpoint: PathText = Field(
+        "jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`"
+    )
     write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files written")
 
     def path(self) -> Path:
@@ -79,8 +83,8 @@ class LoadingConfig(Section):
 class VideoDataConfig(LoadingConfig):
     """Which videos, and the views of each."""
 
-    dataset_train: str | None = Field(None, description="list of training videos (csv, one `path label` per line)")
-    dataset_val: str | None = Field(None, description="list of validation videos")
+    dataset_train: PathText | None = Field(None, description="list of training videos (csv, one `path label` per line)")
+    dataset_val: PathText | None = Field(None, description="list of validation videos")
     dataset_type: DatasetType = Field(
         "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
     )
@@ -98,8 +102,8 @@ class ImageDataConfig(LoadingConfig):
     """Which images; a video encoder sees each as a clip that stands still."""
 
     dataset_name: Literal["ImageNet", "Places205", "iNat21"] = Field("ImageNet", description="name in the results")
-    root_path: str | None = Field(None, description="folder that holds image data sets")
-    image_folder: str = Field("", description="folder of this one within root_path; holds train/ and val/")
+    root_path: PathText | None = Field(None, description="folder that holds image data sets")
+    image_folder: PathText = Field("", description="folder of this one within root_path; holds train/ and val/")
     resolution: int = Field(224, gt=0, description="height and width fed to the encoder, pixels")
 
 
@@ -151,7 +155,7 @@ class FinetuneOptimizationConfig(VideoOptimizationConfig):
 class FutureDataConfig(Section):
     """Which videos; how many frames of which size is the checkpoint's to say."""
 
-    dataset_val: str | None = Field(None, description="list of validation videos")
+    dataset_val: PathText | None = Field(None, description="list of validation videos")
     dataset_type: DatasetType = Field(
         "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
     )

@@ -66,6 +66,7 @@ def probe_loader(
         seed=seed,
         training=mode == "augment",
         folder=cfg.output_folder(),
+        classes=samples.classes,
         **reading,
     )
 

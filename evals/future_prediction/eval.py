@@ -98,7 +98,7 @@ def to_show(parts: Sequence[Measured]) -> tuple[dict[str, Tensor], np.ndarray]:
 
 def _samples(cfg: FutureConfig) -> SampleList:
     """The clips to evaluate on, all or some; every process has a list of its own with the same content."""
-    samples = read_sample_list(str(cfg.data.dataset_val), cfg.data.dataset_type, "data.dataset_val")
+    samples = read_sample_list(str(cfg.data.dataset_val), cfg.data.dataset_type, "data.dataset_val", labelled=False)
     prepare_folder(cfg.output_folder(), "folder")
     if cfg.data.max_val_samples is not None and cfg.data.max_val_samples < len(samples):
         ids = draw_subset(samples, cfg.data.max_val_samples, cfg.seed)
@@ -132,6 +132,7 @@ def _loader(cfg: FutureConfig, trained_as: dict[str, Any], samples: SampleList) 
         seed=cfg.seed,
         training=False,
         folder=cfg.output_folder(),
+        labelled=False,
     )
 
 

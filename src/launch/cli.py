@@ -16,6 +16,7 @@ from src.config.schema import Section, key_table, present_key
 from src.config.sweep import Check, Planned, Record, plan
 from src.config.yaml_io import apply_overrides, read_mapping
 from src.utils.errors import UserError
+from src.utils.paths import path_argument
 
 Load = Callable[[str, Sequence[str]], tuple[str, Section]]
 
@@ -174,7 +175,12 @@ def run_on_cluster(
 
 def _add_cluster_options(parser: Parser) -> None:
     """Everything but --fname; destinations are the fields of `Resources`."""
-    parser.add_argument("--folder", metavar="DIR", help="folder for the jobs' own logs, seen by every node (required)")
+    parser.add_argument(
+        "--folder",
+        type=path_argument,
+        metavar="DIR",
+        help="folder for the jobs' own logs, seen by every node (required)",
+    )
     parser.add_argument(
         "--batch-launch", action="store_true", help="FILE is a list of YAMLs, or a sweep: submit a job for each run"
     )

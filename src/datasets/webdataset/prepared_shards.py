@@ -32,7 +32,7 @@ def read_rows(path: Path) -> list[dict]:
 def write(path: Path, text: str) -> None:
     """A file that is there whole or not at all."""
     part = path.with_name(path.name + ".tmp")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8", errors="surrogateescape")
     sync(part)
     part.replace(path)
 

@@ -175,6 +175,24 @@ def test_image_evaluation_learns_what_can_be_learned(config, data):
     assert live["scores"][0]["accuracy"] == 1
 
 
+def test_class_folders_of_val_have_the_numbers_of_train(config, data, tmp_path):
+    config["eval_name"] = "image_classification_frozen"
+    keys = {"root_path": str(tmp_path), "num_classes": 2, "resolution": 32, "num_workers": 0, "pin_mem": False}
+    config |= {"data": keys, "optimization": {"num_epochs": 10, "batch_size": 8}, "random_baseline": False}
+    for folder in ("train/.ipynb_checkpoints", "train/class -1 is empty", "val/.cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train/.ipynb_checkpoints/0.png").symlink_to(data / "images/train/class 0/0.png")
+    for link in ("train/class 0", "train/class 1", "val/class 1"):
+        (tmp_path / link).symlink_to(data / "images" / link)
+    for cached in (True, False):
+        results = run(config, data__cache_features=cached)
+        found = [(s["accuracy"], s["total"], sum(s["confusion_matrix"][1])) for s in results["scores"]]
+        assert found == [(1, 5, 5)] * len(config["probes"])
+    (tmp_path / "val/class 2").symlink_to(data / "images/val/class 0")
+    with pytest.raises(UserError, match=r"val has the class folders 'class 2', which the training set lacks"):
+        run(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
