@@ -9,6 +9,7 @@ to, so that most mistakes are answered at once.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from src.launch.cli import wait_without_spinning
 from src.utils.errors import UserError, run_cli
 from src.utils.logging import get_logger
 from src.utils.paths import path_argument
+
+logger = get_logger(__name__)
 
 SUFFIXES = (".safetensors", ".npz")
 LISTS = (".csv", ".txt", ".npy")
@@ -70,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=path_argument, required=True, help="features.safetensors or features.npz")
     parser.add_argument("--per-token", action="store_true", help="keep every token instead of their mean")
-    parser.add_argument("--frame-step", type=int, default=4, help="frames between two of a window (default: 4)")
+    apart = parser.add_mutually_exclusive_group()
+    apart.add_argument("--frame-step", type=int, help="frames between two of a window (default: as in pretraining)")
+    apart.add_argument("--clip-duration", type=float, help="seconds that a window spans, in place of --frame-step")
     parser.add_argument("--stride", type=int, help="frames between two windows' starts (default: half a window)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows encoded at once (default: 8)")
     parser.add_argument("--device", help="cuda:0 or cpu (default: the first GPU, else cpu)")
@@ -79,26 +84,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    get_logger()
+    if args.clip_duration is not None and not 0 < args.clip_duration < math.inf:
+        raise UserError(f"--clip-duration must be a number of seconds above 0, not {args.clip_duration:g}")
     wait_without_spinning()  # before the list of videos makes us load torch
     videos = find_videos(args.input)
     check_output(args.out)
 
-    from evals.extraction.encode import Extraction, extract
+    from evals.extraction.encode import Extraction, extract, trained_sampling
     from src.launch.devices import resolve_devices
-    from src.models import load_encoder
+    from src.models.loading import adapt_state_dict, open_weights
 
     (device, *_) = resolve_devices([args.device] if args.device else None)
-    encoder = load_encoder(args.checkpoint, args.checkpoint_key).to(device)
-    grid, num_frames = encoder.grid, encoder.grid.t * encoder.tubelet_size
+    source = open_weights(args.checkpoint, args.checkpoint_key)
+    weights = adapt_state_dict(source)
+    logger.info(str(weights.report))
+    encoder = weights.build().to(device)
+    asked = {"frame_step": args.frame_step, "clip_duration": args.clip_duration}
     how = Extraction(
-        num_frames=num_frames,
-        resolution=grid.h * encoder.patch_size,
-        frame_step=args.frame_step,
-        stride=args.stride or max(num_frames * args.frame_step // 2, 1),
+        num_frames=encoder.grid.t * encoder.tubelet_size,
+        resolution=encoder.grid.h * encoder.patch_size,
+        stride=args.stride,
         per_token=args.per_token,
         batch_size=args.batch_size,
+        **(asked if any(asked.values()) else trained_sampling(source.state, args.checkpoint)),
     )
+    step = f"{how.frame_step} frames apart" if how.frame_step else f"spread over {how.clip_duration:g} s"
+    logger.info(f"windows of {how.num_frames} frames, {step}, {how.sampling}")
     file = extract(encoder, videos, args.out, how, device, str(args.checkpoint))
     bad = file.about["unreadable"]
     missing = f"; {len(bad)} of {len(videos)} videos could not be read" if bad else ""

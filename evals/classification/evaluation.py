@@ -23,8 +23,17 @@ from evals.classification.task import Task, probe_settings
 from evals.config import ProbeConfig
 from src.config.loading import check_ready, save_config
 from src.probes import linear_knn
-from src.probes.sample_list import SampleList, check_labels, draw_subset, hold_out, read_sample_list
+from src.probes.sample_list import (
+    SampleList,
+    check_labels,
+    describe_unseen,
+    draw_subset,
+    hold_out,
+    read_sample_list,
+    unseen_labels,
+)
 from src.utils.distributed import barrier, current, is_main
+from src.utils.errors import UserError
 from src.utils.logging import get_logger, prepare_folder, quiet_other_ranks
 
 logger = get_logger(__name__)
@@ -45,6 +54,17 @@ class Evaluation:
         self.folder = cfg.output_folder()
         self.train = self._samples(task.train, cfg.data.max_train_samples, "train")
         self.val = self._samples(task.val, cfg.data.max_val_samples, "val", self.train.classes)
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        """Refuse classes that no training sample has; say it where it is a drawn subset that has none of them."""
+        data = self.cfg.data
+        if unseen := describe_unseen(self.train, self.val):
+            if data.max_train_samples is None:
+                raise UserError(f"{unseen}: no probe can be right on them: mend the lists")
+            self.log(f"data.max_train_samples={data.max_train_samples}: {unseen}: no probe can be right on them")
+        if (found := len(np.unique(self.train.labels))) < data.num_classes:
+            self.log(f"data.num_classes={data.num_classes}, and the training samples are of {found} classes")
 
     def _samples(self, source: str, limit: int | None, split: str, classes: Sequence[str] | None = None) -> SampleList:
         task = self.task
@@ -103,7 +123,7 @@ class Evaluation:
                 self._table(name, "train", key, loaded, model, pool),
                 self._table(name, "val", key, loaded, model, pool),
             )
-        if pooled_probes and tables and is_main():
+        if pooled_probes and tables:
             found |= self._linear_and_knn(name, *tables)
         barrier()
         if "attentive" in self.cfg.probes:
@@ -153,14 +173,17 @@ class Evaluation:
         )
 
     def _linear_and_knn(self, name: str, train: FeatureTable, val: FeatureTable) -> dict[str, Score]:
-        """Linear probe and kNN on mean-pooled features, on the main process."""
+        """On mean-pooled features: the linear probe on the main process, kNN's queries shared out between all."""
+        probes = [p for p in ("linear", "knn") if p in self.cfg.probes and (p == "knn" or is_main())]
+        if not probes:
+            return {}
         x, y, x_val = train.pooled(), train.labels_M[train.ids], val.pooled()
         found: dict[str, Score] = {}
-        for probe in (p for p in ("linear", "knn") if p in self.cfg.probes):
+        for probe in probes:
             if probe == "linear":
-                result = linear_knn.linear_probe(x, y, x_val)
+                result = linear_knn.linear_probe(x, y, x_val, self.cfg.seed)
             else:
-                result = linear_knn.knn_probe(x, y, x_val, self.cfg.data.num_classes)
+                result = linear_knn.knn_probe(x, y, x_val, self.cfg.data.num_classes, seed=self.cfg.seed, shared=True)
             score = found[probe] = self._score(name, probe, val.ids, result.predictions, result.note)
             self.log(f"{name}, {probe}: val {100 * score.accuracy:.1f} % ({result.note})")
         return found
@@ -228,7 +251,7 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Write csv, json and pictures, then print the table, last of all."""
         num_classes, probes = self.cfg.data.num_classes, list(dict.fromkeys(self.cfg.probes))
-        chance = results.chance_level(self.val.labels, num_classes)
+        chance = results.chance_level(scores[0].labels, num_classes)
         heads = {
             name: [{**asdict(head), "reported": i == outcome.best} for i, head in enumerate(outcome.heads)]
             for name, outcome in outcomes.items()
@@ -239,7 +262,11 @@ class Evaluation:
             "data": self.task.data_name or self.task.dataset_type,
             "encoders": {name: loaded.source for name, loaded in encoders.items()},
             "train": {"list": self.task.train, "samples": len(self.train)},
-            "val": {"list": self.task.val, "samples": len(self.val)},
+            "val": {
+                "list": self.task.val,
+                "samples": len(self.val),
+                "labels_not_in_train": unseen_labels(self.train, self.val),
+            },
             "seed": self.cfg.seed,
             "seconds": seconds,
             "chosen": "every choice (head, penalty, k) was made on training samples",
@@ -251,6 +278,8 @@ class Evaluation:
         self.log(f"results are in {self.folder}")
         title = f"{self.name}: accuracy in % on {len(self.val)} samples of {num_classes} classes\n"
         title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
+        if not results.is_balanced(chance, scores[0].balanced_chance):
+            title += "\nbalanced: mean of the classes' accuracies (normal interval)"
         results.print_table(results.build_table(title, scores, probes, chance))
         return written
 

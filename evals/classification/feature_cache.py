@@ -52,11 +52,12 @@ class FeatureTable:
 
     def pooled(self, chunk: int = 256) -> np.ndarray:
         """Mean over views and tokens: (samples that could be read, D) float32, in the order of `ids`."""
-        ids, out = self.ids, []
+        ids = self.ids
+        out = np.empty((len(ids), self.features_MVLD.shape[-1]), np.float32)
         for start in range(0, len(ids), chunk):
             block = self.features_MVLD[ids[start : start + chunk]]
-            out.append(block.astype(np.float32).mean(axis=(1, 2)))
-        return np.concatenate(out)
+            out[start : start + chunk] = block.astype(np.float32).mean(axis=(1, 2))
+        return out
 
 
 def digest(parts: Any) -> str:
@@ -115,15 +116,13 @@ class CacheWriter:
             shutil.rmtree(self.part, ignore_errors=True)
             self.part.mkdir(parents=True)
 
-    def open(self, shape_VLD: Sequence[int] | None) -> None:
-        """Create the files on the main process, which must know the shape (V, L, D); open them on the others."""
+    def open(self, shape_VLD: Sequence[int]) -> None:
+        """Create the files for samples of shape (V, L, D) on the main process; open them on the others."""
         names = {"features": np.float16, "labels": np.int64, "present": np.bool_}
         if self.is_main:
-            if shape_VLD is None:
-                raise ValueError("the main process has no sample to take the shape from")
             check_space(self.part, int(np.prod([self.size, *shape_VLD])) * 2)
         for name, dtype in names.items() if self.is_main else ():
-            shape = (self.size, *shape_VLD) if name == "features" else (self.size,)  # type: ignore[misc]
+            shape = (self.size, *shape_VLD) if name == "features" else (self.size,)
             np.lib.format.open_memmap(self.part / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
         self.barrier()
         self.arrays = {name: np.lib.format.open_memmap(self.part / f"{name}.npy", mode="r+") for name in names}

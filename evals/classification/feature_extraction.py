@@ -17,7 +17,7 @@ from src.datasets.batch import Batch
 from src.datasets.data_manager import Loader
 from src.datasets.samplers import hash_seed
 from src.datasets.transforms import normalize
-from src.utils.distributed import barrier, current
+from src.utils.distributed import barrier, current, gather_objects
 from src.utils.errors import UserError
 from src.utils.progress import Progress
 
@@ -98,6 +98,14 @@ def cached_table(
     loader, encode, process = make_loader(), make_encode(), current()
     writer = CacheWriter(folder, key, loader.dataset_size, process.rank == 0, barrier)
     started, opened = time.monotonic(), False
+
+    def open_together(own_VLD: tuple[int, ...] | None) -> None:
+        """Each process calls it once, with the shape of its samples; None where it could read none of its share."""
+        shape_VLD = next((shape for shape in gather_objects(own_VLD) if shape), None)
+        if shape_VLD is None:
+            raise UserError(f"{what}: none of the {loader.dataset_size} samples could be read")
+        writer.open(shape_VLD)
+
     with Progress(len(loader), what=what, enabled=process.rank == 0) as progress:
         for batch in progress.waiting_for(loader):
             features = encode(batch)
@@ -106,14 +114,12 @@ def cached_table(
                 features = features._replace(views_BLD=[mean[:, None]])
             if not opened:
                 view = features.views_BLD[0]
-                writer.open((len(features.views_BLD), *view.shape[1:]))
+                open_together((len(features.views_BLD), *view.shape[1:]))
                 opened = True
             writer.write(features)
             progress.advance(len(features.labels_B) * process.world_size)
     if not opened:
-        if process.rank == 0:
-            raise UserError(f"{what}: none of the {loader.dataset_size} samples could be read")
-        writer.open(None)
+        open_together(None)
     writer.close()
     table = load_cache(folder, key)
     if table is None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+MOST_IN_JSON = 1000  # classes of a confusion matrix that the json holds; of 10,000 it would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,33 @@ class Score:
     def accuracy(self) -> float:
         """Share of right answers, 0 to 1."""
         return self.correct / self.total
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes that have samples of the share of right answers in each, 0 to 1."""
+        right_C, total_C = self._by_class()
+        return float((right_C / total_C).mean())
+
+    @property
+    def balanced_interval(self) -> tuple[float, float]:
+        """95 % interval of the balanced accuracy: normal, each class's variance at its share by Laplace's rule.
+
+        (right + 1) / (total + 2) keeps the variance of a class with few samples, or none wrong, above 0.
+        """
+        right_C, total_C = self._by_class()
+        share_C = (right_C + 1) / (total_C + 2)
+        half = Z_95 * float(np.sqrt((share_C * (1 - share_C) / total_C).sum())) / len(total_C)
+        return max(0.0, self.balanced_accuracy - half), min(1.0, self.balanced_accuracy + half)
+
+    @property
+    def balanced_chance(self) -> float:
+        """The balanced accuracy of any answer that does not depend on the sample: 1 / classes that have samples."""
+        return 1 / len(np.unique(self.labels))
+
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """Right answers and samples of each class that has samples."""
+        _, class_M, total_C = np.unique(self.labels, return_inverse=True, return_counts=True)
+        return np.bincount(class_M, self.labels == self.predictions), total_C
 
 
 def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -74,6 +102,11 @@ def chance_level(labels: np.ndarray, num_classes: int) -> float:
     return max(float(counts.max() / counts.sum()), 1.0 / num_classes)
 
 
+def is_balanced(chance: float, balanced_chance: float) -> bool:
+    """Whether all classes have as many samples, so that balanced accuracy is the accuracy."""
+    return math.isclose(chance, balanced_chance, rel_tol=1e-6)
+
+
 def describe(score: Score, num_classes: int) -> dict[str, Any]:
     """Everything about one score as plain numbers, ready for json."""
     low, high = wilson_interval(score.correct, score.total)
@@ -83,11 +116,13 @@ def describe(score: Score, num_classes: int) -> dict[str, Any]:
         "probe": score.probe,
         "accuracy": score.accuracy,
         "ci95": [low, high],
+        "balanced_accuracy": score.balanced_accuracy,
+        "balanced_ci95": [*score.balanced_interval],
         "correct": score.correct,
         "total": score.total,
         "note": score.note,
         "per_class_accuracy": per_class_accuracy(confusion),
-        "confusion_matrix": confusion.tolist(),
+        "confusion_matrix": confusion.tolist() if num_classes <= MOST_IN_JSON else None,
         **score.details,
     }
 
@@ -98,21 +133,25 @@ def write_files(
     """Write `<prefix>-results.json`, `-results.csv`, pictures of the confusion matrices; return the json's content."""
     described = [describe(score, num_classes) for score in scores]
     path_json = folder / f"{prefix}-results.json"
-    payload = {**context, "num_classes": num_classes, "chance": chance, "scores": described}
+    chances = {"chance": chance, "balanced_chance": scores[0].balanced_chance}
+    payload = {**context, "num_classes": num_classes, **chances, "scores": described}
     path_json.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
 
     path_csv = folder / f"{prefix}-results.csv"
     with path_csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "probe", "accuracy", "ci95_low", "ci95_high", "correct", "total", "note"])
+        columns = ["row", "probe", "accuracy", "ci95_low", "ci95_high", "correct", "total", "note"]
+        writer.writerow([*columns, "balanced_accuracy", "balanced_ci95_low", "balanced_ci95_high"])
         for d in described:
             shares = [f"{share:.6f}" for share in (d["accuracy"], *d["ci95"])]
-            writer.writerow([d["row"], d["probe"], *shares, d["correct"], d["total"], d["note"]])
-        writer.writerow(["chance", "", f"{chance:.6f}", "", "", "", "", ""])
+            balanced = [f"{share:.6f}" for share in (d["balanced_accuracy"], *d["balanced_ci95"])]
+            writer.writerow([d["row"], d["probe"], *shares, d["correct"], d["total"], d["note"], *balanced])
+        balanced_chance = f"{chances['balanced_chance']:.6f}"
+        writer.writerow(["chance", "", f"{chance:.6f}", "", "", "", "", "", balanced_chance, "", ""])
 
-    for score, d in zip(scores, described):
+    for score in scores:
         path = folder / f"{prefix}-confusion-{score.row}-{score.probe}.png"
-        save_confusion_picture(path, np.asarray(d["confusion_matrix"]))
+        save_confusion_picture(path, confusion_matrix(score.labels, score.predictions, num_classes))
     return payload
 
 
@@ -133,21 +172,31 @@ def save_confusion_picture(path: Path, confusion: np.ndarray, min_side: int = 32
 
 
 def build_table(title: str, scores: Sequence[Score], probes: Sequence[str], chance: float) -> Table:
-    """Rows: encoders, then chance. Columns: probes, each `accuracy [95 % interval]` in percent."""
+    """Rows: encoders, then chance. Columns: probes, each `accuracy [95 % interval]` in percent.
+
+    Where classes have unequal numbers of samples, each row has one of balanced accuracies below it.
+    """
+    balanced_chance = scores[0].balanced_chance
+    unequal = not is_balanced(chance, balanced_chance)
     table = Table(title=title)
     table.add_column("encoder", no_wrap=True)
     for probe in probes:
         table.add_column(probe, justify="right", no_wrap=True)
     for row in dict.fromkeys(score.row for score in scores):
         cells = {score.probe: score for score in scores if score.row == row}
-        table.add_row(row, *(_cell(cells[probe]) if probe in cells else "-" for probe in probes))
+        plain = {p: _cell(s.accuracy, *wilson_interval(s.correct, s.total)) for p, s in cells.items()}
+        balanced = {p: _cell(s.balanced_accuracy, *s.balanced_interval) for p, s in cells.items()}
+        table.add_row(row, *(plain.get(probe, "-") for probe in probes))
+        if unequal:
+            table.add_row("  balanced", *(balanced.get(probe, "-") for probe in probes))
     table.add_row("chance", *[f"{100 * chance:.1f}"] * len(probes))
+    if unequal:
+        table.add_row("  balanced", *[f"{100 * balanced_chance:.1f}"] * len(probes))
     return table
 
 
-def _cell(score: Score) -> str:
-    low, high = wilson_interval(score.correct, score.total)
-    return f"{100 * score.accuracy:.1f} \\[{100 * low:.1f}, {100 * high:.1f}]"
+def _cell(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} \\[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
@@ -167,5 +216,5 @@ def build_heads_table(heads: dict[str, list[dict[str, Any]]]) -> Table:
 
 def print_table(table: Table) -> None:
     """Print to stdout, wide enough that a pipe or a narrow log does not cut cells."""
-    console = Console()
-    Console(width=max(console.width, 100)).print(table)
+    needed = Console(width=10_000).measure(table).maximum
+    Console(width=max(Console().width, 100, needed)).print(table)

@@ -23,22 +23,18 @@ class Window(NamedTuple):
 
 
 def cut_windows(
-    stream: VideoStream,
-    num_frames: int,
-    frame_step: int,
-    stride: int,
-    transform: Callable[[np.ndarray], torch.Tensor],
+    stream: VideoStream, offsets: np.ndarray, stride: int, transform: Callable[[np.ndarray], torch.Tensor]
 ) -> Iterator[Window]:
-    """Windows of `num_frames` frames, `frame_step` apart, one every `stride` frames of the video.
+    """Windows of the frames `offsets` (T,) behind their first, one every `stride` frames of the video.
 
     Only the frames of unfinished windows are kept. The last window is the first that reaches the end of the video; it
     repeats the last frame where it reaches beyond it, as a clip of a short video does in training.
 
     Args:
+        offsets: from 0 on, ascending; one may be there twice.
         transform: one frame (1, H, W, C) -> (C, 1, S, S). It is called once for each frame that a window needs.
     """
-    offsets = np.arange(num_frames) * frame_step
-    reach = int(offsets[-1])
+    wanted, reach = frozenset(offsets.tolist()), int(offsets[-1])
     kept: dict[int, tuple[float, torch.Tensor]] = {}
 
     def keep(frame: StreamFrame) -> None:
@@ -50,7 +46,7 @@ def cut_windows(
 
     start, frame = 0, None  # of the window that is being filled
     for frame in stream:
-        if any((frame.index - begin) % frame_step == 0 for begin in range(start, frame.index + 1, stride)):
+        if any(frame.index - begin in wanted for begin in range(start, frame.index + 1, stride)):
             keep(frame)
         if frame.index == start + reach:
             yield window(frame.index)

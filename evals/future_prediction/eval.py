@@ -62,10 +62,10 @@ def main(args_eval: FutureConfig, resume_preempt: bool = False) -> dict[str, Any
         save_config(cfg, cfg.output_folder() / f"{cfg.pretrain.write_tag}-config.yaml")
         logger.info(f"pretrained: {source}")
     measured = measure(models, _loader(cfg, trained_as, samples), cfg.seed)
-    parts = gather_objects(measured.distances)
+    parts = gather_objects(measured)
     if not is_main():
         return None
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {name: np.concatenate([part.distances[name] for part in parts]) for name in measured.distances}
     counted = len(found["pretrained"])
     if not counted:
         raise UserError(f"data.dataset_val: {samples.source}: fewer than two clips could be read: none has a rival")
@@ -82,13 +82,18 @@ def main(args_eval: FutureConfig, resume_preempt: bool = False) -> dict[str, Any
         "seconds": time.monotonic() - started,
     }
     results = write_files(cfg.output_folder(), cfg.pretrain.write_tag, found, context)
-    errors = found["pretrained"][: len(measured.shown["true"])]
-    save_strip(cfg.output_folder() / STRIP, measured.shown, errors, models["pretrained"].context_frames)
+    save_strip(cfg.output_folder() / STRIP, *to_show(parts), models["pretrained"].context_frames)
     logger.info(f"results are in {cfg.output_folder()}")
     title = f"{cfg.tag or cfg.eval_name}: how often the true future is the nearest, in % of {counted} clips\n"
     title += f"{cfg.context_tubelets} of {context['tubelets']} tubelets are seen; in brackets: 95 % interval (Wilson)"
     print_table(build_table(title, [choice for name in found for choice in choices(name, found[name])]))
     return results
+
+
+def to_show(parts: Sequence[Measured]) -> tuple[dict[str, Tensor], np.ndarray]:
+    """The first clips that any process could read, with their candidates, and the distances (B, N, F) to those."""
+    part = next(part for part in parts if part.shown)
+    return part.shown, part.distances["pretrained"][: len(part.shown["true"])]
 
 
 def _samples(cfg: FutureConfig) -> SampleList:

@@ -26,6 +26,7 @@ from src.utils.paths import path_argument
 
 VJEPA_PREFIX = "module.backbone."  # DistributedDataParallel over MultiMaskWrapper
 _FACTS = ("epoch", "step", "samples", "loss", "lr", "batch_size", "world_size")
+_SAMPLING = ("sampling_rate", "clip_duration")  # how its clips were cut: who takes features from it has to know
 _CARD = """# {name}
 
 A video encoder: {name}, {millions:.1f} M parameters, width {width}.
@@ -127,6 +128,7 @@ def _facts(source: CheckpointEntry) -> dict[str, Any]:
     facts |= {key: state[key] for key in _FACTS if isinstance(state.get(key), int | float | str)}
     if "config" in state:
         facts["data"] = ", ".join(_data_names(state["config"]))
+        facts |= {key: rate for key in _SAMPLING if (rate := state["config"]["data"].get(key)) is not None}
     return facts
 
 

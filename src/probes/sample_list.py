@@ -6,7 +6,7 @@ Legend: M samples.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +89,24 @@ def check_labels(samples: SampleList, num_classes: int) -> None:
         )
 
 
-def draw_subset(samples: SampleList, count: int, seed: int) -> np.ndarray:
-    """`count` positions drawn at random, ascending; all if the list has no more."""
+def unseen_labels(train: SampleList, val: SampleList) -> list[int]:
+    """Labels of `val` that `train` lacks, ascending: on their samples no probe can be right."""
+    return np.setdiff1d(val.labels, train.labels).tolist()
+
+
+def describe_unseen(train: SampleList, val: SampleList) -> str:
+    """Which labels those are, and how many samples have them; empty where there are none."""
+    labels = unseen_labels(train, val)
+    if not labels:
+        return ""
+    named = ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
+    count = int(np.isin(val.labels, labels).sum())
+    classes = f"{len(labels)} class{'es' if len(labels) > 1 else ''} ({named})"
+    return f"labels of {val.source} that {train.source} lacks: {classes}, {count} of {len(val)} samples"
+
+
+def draw_subset(samples: Sized, count: int, seed: int) -> np.ndarray:
+    """`count` positions of samples drawn at random, ascending; all if there are no more."""
     if count >= len(samples):
         return np.arange(len(samples))
     return np.sort(np.random.default_rng((seed, 1)).choice(len(samples), count, replace=False))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.lines import Line2D
 
+from evals.classification.results import is_balanced
 from src.utils.plotting import COLORS, GREY, INCH, figure, to_svg
 from tools.report.future_prediction import FUTURES, future_parts
 from tools.report.page_parts import Heading, Note, Part, Picture, Table
@@ -26,6 +27,7 @@ class Result(NamedTuple):
     accuracy: float
     interval: tuple[float, float]
     confusion: np.ndarray | None
+    balanced: tuple[float, float, float] | None  # with its interval; None where classes are equal or it is not there
 
 
 def probe_parts(runs: Sequence[RunFolder]) -> list[Part]:
@@ -58,12 +60,17 @@ def _evaluation(results: Sequence[tuple[RunFolder, dict[str, Any]]], several: bo
     scores = [score for run, found in results for score in _scores(run, found)]
     if not scores:
         return [part for run, found in results for part in _plain_tables(run.name if several else "", found)]
-    chances = {found["chance"] for _, found in results if "chance" in found}
-    chance = chances.pop() if len(chances) == 1 else None
+    chance = _common(results, "chance")
     parts: list[Part] = [_table(scores, results, several, chance), _chart(scores, several, chance)]
     first = next((score.probe for score in scores if score.confusion is not None), None)
     shown = [score for score in scores if score.confusion is not None and score.probe == first]
     return [*parts, _confusions(shown, several)] if shown else parts
+
+
+def _common(results: Sequence[tuple[RunFolder, dict[str, Any]]], key: str) -> float | None:
+    """What all results say under a key; None where they differ or do not say."""
+    values = {found[key] for _, found in results if key in found}
+    return values.pop() if len(values) == 1 else None
 
 
 def _scores(run: RunFolder, found: dict[str, Any]) -> list[Result]:
@@ -71,11 +78,14 @@ def _scores(run: RunFolder, found: dict[str, Any]) -> list[Result]:
     scores = found.get("scores", [])
     if not all({"row", "probe", "accuracy", "ci95"} <= set(score) for score in scores):
         return []
-    matrices = [score.get("confusion_matrix") for score in scores]
-    return [
-        Result(run, s["row"], s["probe"], s["accuracy"], tuple(s["ci95"]), None if m is None else np.asarray(m))
-        for s, m in zip(scores, matrices)
-    ]
+    unequal = "balanced_chance" in found and not is_balanced(found["chance"], found["balanced_chance"])
+    results = []
+    for s in scores:
+        matrix = s.get("confusion_matrix")
+        confusion = None if matrix is None else np.asarray(matrix)
+        balanced = (s["balanced_accuracy"], *s["balanced_ci95"]) if unequal else None
+        results.append(Result(run, s["row"], s["probe"], s["accuracy"], tuple(s["ci95"]), confusion, balanced))
+    return results
 
 
 def _plain_tables(name: str, found: dict[str, Any]) -> list[Part]:
@@ -107,23 +117,33 @@ def _table(
     rows = []
     for run, row in dict.fromkeys((score.run.name, score.row) for score in scores):
         cells = {score.probe: score for score in scores if (score.run.name, score.row) == (run, row)}
-        rows.append([*([run] if several else []), row, *(_cell(cells.get(probe)) for probe in probes)])
-    if chance is not None:
-        rows.append([*([""] if several else []), "chance", *[f"{100 * chance:.1f}"] * len(probes)])
+        plain = {probe: _cell(score.accuracy, *score.interval) for probe, score in cells.items()}
+        balanced = {probe: _cell(*score.balanced) for probe, score in cells.items() if score.balanced}
+        for name, texts in ((row, plain), (f"{row}, balanced", balanced)):
+            if texts:
+                rows.append([*([run] if several else []), name, *(texts.get(probe, "–") for probe in probes)])
+    chances = {"chance": chance}
+    if any(score.balanced for score in scores):
+        chances["chance, balanced"] = _common(results, "balanced_chance")
+    for name, share in chances.items():
+        if share is not None:
+            rows.append([*([""] if several else []), name, *[f"{100 * share:.1f}"] * len(probes)])
     samples = {found["val"]["samples"] for _, found in results if "val" in found}
     on = f" on {' and '.join(map(str, sorted(samples)))} validation samples" if samples else ""
     caption = (
         f"Accuracy in %{on}, with its 95 % interval (Wilson). Read the rows together: what the random encoder reaches "
         "was not learned in pretraining."
     )
+    if any(score.balanced for score in scores):
+        caption += (
+            " Classes have unequal numbers of samples: chance is the share of the most common one. Balanced accuracy "
+            "is the mean of the classes' accuracies, with a normal interval."
+        )
     return Table([*(["run"] if several else []), "encoder", *probes], rows, caption, headings=1 + several)
 
 
-def _cell(score: Result | None) -> str:
-    if score is None:
-        return "–"
-    low, high = score.interval
-    return f"{100 * score.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _cell(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _color(score: Result, several: bool) -> str:

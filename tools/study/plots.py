@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from src.utils.errors import UserError
 from src.utils.plotting import GREY, INK, STYLE
-from tools.study.records import PREDICTED, RANK, STD, Records, Runs, collect, probes_of
+from tools.study.records import BALANCED, PREDICTED, RANK, STD, Records, Runs, collect, probes_of
 
 BLUE, ORANGE = "tab:blue", "tab:orange"  # VideoMamba, ViT
 MANY = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
@@ -50,7 +50,7 @@ def dots(records: Records, words: Sequence[str]) -> Figure:
                 axis.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2)
         if words and rows[words[0]].pretrained.get(probe):
             axis.axvline(100 * statistics.mean(rows[words[0]].pretrained[probe].values()), color=INK, linewidth=0.8)
-        if chance:
+        if chance and not probe.endswith(BALANCED):
             axis.axvline(100 * statistics.mean(chance), color=GREY, linewidth=0.8, linestyle=":")
         axis.set(title=probe, xlabel="accuracy, %", ylim=(len(rows) - 0.4, -0.6))
         axis.set_yticks(range(len(rows)), [*rows] if axis is axes[0] else [""] * len(rows))

@@ -19,6 +19,7 @@ STD, RANK, PREDICTED = "target/between_clip_std", "target/effective_rank_centere
 # The last diagnostics of a run, beside its accuracies.
 DIAGNOSTICS = (STD, RANK, PREDICTED, "gradient/encoder")
 COLUMNS = ("run", "row", "seed", "model", "encoder", "steps", "loss", *DIAGNOSTICS, "chance")
+BALANCED = " balanced"  # end of the name of a column with balanced accuracies, where classes are unequal
 DIAGNOSTICS_COLUMNS = ("run", "row", "seed", "step", *DIAGNOSTICS)
 
 Records = list[dict[str, str]]
@@ -38,7 +39,7 @@ class Runs:
 
 
 def probes_of(records: Records) -> list[str]:
-    """Columns that hold accuracies."""
+    """Columns that hold accuracies, plain ones and BALANCED ones."""
     return [name for name in records[0] if name not in COLUMNS]
 
 

@@ -2,9 +2,9 @@
 
 Training is `app.main` and probing `evals.main`, one run after the other; what is finished is not done again, so the
 same command goes on after an interruption. On a cluster, submit the sweep first (docs/slurm.md): this then only probes.
-The csv has a row for each run and encoder (pretrained, random) with the accuracy of each probe; a second one,
-NAME-diagnostics.csv, has the diagnostics of the runs over their steps. `python -m tools.study.page` makes tables and
-plots of both.
+The csv has a row for each run and encoder (pretrained, random) with the accuracy of each probe, and its balanced
+accuracy where classes are unequal. A second one, NAME-diagnostics.csv, has the diagnostics of the runs over their
+steps. `python -m tools.study.page` makes tables and plots of both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from app.vjepa.config import DataConfig
 from app.vjepa.diagnostics import RENAMED_COLUMNS
 from app.vjepa.run_status import read_status
 from evals import scaffold as eval_scaffold
+from evals.classification.results import is_balanced
 from evals.config import VideoProbeConfig
 from evals.config_sections import VideoDataConfig
 from src.config.sweep import Planned, plan
@@ -33,7 +34,7 @@ from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
 from src.utils.logging import get_logger
 from src.utils.paths import path_argument
-from tools.study.records import COLUMNS, DIAGNOSTICS, DIAGNOSTICS_COLUMNS, diagnostics_path
+from tools.study.records import BALANCED, COLUMNS, DIAGNOSTICS, DIAGNOSTICS_COLUMNS, diagnostics_path
 
 logger = get_logger(__name__)
 
@@ -199,13 +200,19 @@ def gather(planned: Sequence[Planned], eval_file: str, out: Path, keep: bool = T
 
 
 def _scores(found: dict[str, Any] | None) -> list[dict[str, str]]:
-    """Each encoder that was probed and its accuracy by probe; for a run without results one row that says so."""
+    """Each encoder that was probed and its accuracy by probe; for a run without results one row that says so.
+
+    Where classes are unequal, balanced accuracies stand beside them; results of earlier versions have none.
+    """
     if found is None or not found["scores"]:
         return [{"encoder": "none"}]
+    balanced = "balanced_chance" in found and not is_balanced(found["chance"], found["balanced_chance"])
     encoders: dict[str, dict[str, str]] = {}
     for score in found["scores"]:
         encoder = encoders.setdefault(score["row"], {"encoder": score["row"], "chance": f"{found['chance']:.4f}"})
         encoder[score["probe"]] = f"{score['accuracy']:.4f}"
+        if balanced:
+            encoder[score["probe"] + BALANCED] = f"{score['balanced_accuracy']:.4f}"
     return [*encoders.values()]
 
 

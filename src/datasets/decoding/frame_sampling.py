@@ -35,10 +35,14 @@ class ClipSampling:
         """Frames of the video a clip spans, the step after its last frame included."""
         return max(int(self.frames_per_clip * self.step(fps)), 1)
 
+    def offsets(self, fps: float) -> np.ndarray:
+        """Frames from a clip's first to each of its frames, int64 (T,)."""
+        return np.floor(np.arange(self.frames_per_clip) * self.step(fps)).astype(np.int64)
+
     def indices(self, n_frames: int, fps: float, rng: np.random.Generator) -> list[np.ndarray]:
         """Frame numbers of each clip, int64 (T,), never beyond the video: a short clip repeats its last frame."""
         length, part = self.length(fps), n_frames // self.num_clips
-        offsets = np.floor(np.arange(self.frames_per_clip) * self.step(fps)).astype(np.int64)
+        offsets = self.offsets(fps)
         clips = []
         for i in range(self.num_clips):
             if part >= length:

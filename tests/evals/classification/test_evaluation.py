@@ -4,10 +4,14 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from evals.config import ImageProbeConfig, VideoProbeConfig
@@ -88,6 +92,27 @@ def test_video_evaluation_from_config_to_files(config, tmp_path, capsys):
     assert out.index("pretrained") < out.index("random") < out.index("chance")
     assert out.rstrip().endswith("┘")  # the table is the last thing printed
     assert run(config)["scores"] == results["scores"]
+
+
+def test_two_processes_find_what_one_does(config, data, tmp_path):
+    """Uneven shares, kNN's queries among them, and not one validation sample that the first process can read."""
+    lines = [f"{data / 'motion' / line}" for line in (data / "motion/val.csv").read_text().splitlines()]
+    mixed = [line for i, good in enumerate(lines) for line in (f"/nowhere/{i}.mp4 3", good)]
+    (tmp_path / "val.csv").write_text("\n".join(mixed) + "\n")
+    config["data"] |= {"dataset_val": str(tmp_path / "val.csv"), "dataset_type": "VideoDataset", "max_skip_fraction": 1}
+    config |= {"probes": ["linear", "knn"], "random_baseline": False}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config | {"folder": str(tmp_path / "two")}))
+    command = [sys.executable, "-m", "evals.main", "--fname", str(tmp_path / "run.yaml"), "--devices", "cpu", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "COLLECTIVE_TIMEOUT_S": "120"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as two:
+        one = run(config)
+        said, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, said
+    found = json.loads((tmp_path / "two/jepa-results.json").read_text())
+    assert found["scores"] == one["scores"] and [s["probe"] for s in one["scores"]] == ["linear", "knn"]
+    assert {(s["total"], s["missing"]) for s in one["scores"]} == {(19, 19)}
+    assert said.count("knn: val") == 1
+    assert "skipped 19 of 19 videos: 19 missing" in said  # all were the first one's
 
 
 def test_cache_is_used_again_and_never_when_stale(config, tmp_path, caplog, save_checkpoint):
@@ -252,6 +277,23 @@ def test_bad_input_is_one_line(config, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         run(config, **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_no_training_sample_has(config, data, tmp_path, caplog):
+    """An error of the lists; where a subset was asked for, a line in the log and in the json."""
+    caplog.set_level(logging.INFO)
+    lines = [f"{data / 'motion' / line}" for line in (data / "motion/train.csv").read_text().splitlines()]
+    kept = [line for line in lines if int(line.split()[-1]) not in (3, 11)]
+    (tmp_path / "train.csv").write_text("\n".join(kept) + "\n")
+    config |= {"probes": ["knn"], "random_baseline": False}
+    few = {"data__dataset_train": str(tmp_path / "train.csv"), "data__dataset_type": "VideoDataset"}
+    message = r"val\.csv that .*train\.csv lacks: 2 classes \(3, 11\), \d of 19 samples: no probe can be right on them"
+    with pytest.raises(UserError, match=message):
+        run(config, **few)
+    results = run(config, **few, data__max_train_samples=len(kept))
+    assert results["val"]["labels_not_in_train"] == [3, 11]
+    assert f"data.max_train_samples={len(kept)}: labels of" in caplog.text
+    assert "data.num_classes=16, and the training samples are of 14 classes" in caplog.text
 
 
 def test_empty_val_list_and_unreadable_videos(config, tmp_path):

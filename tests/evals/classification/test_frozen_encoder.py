@@ -1,10 +1,13 @@
 import pytest
 import torch
 
+from app.vjepa import train
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import init_video_model
 from evals.classification.frozen_encoder import ClipAggregation, load_encoders
 from evals.config_sections import PretrainedConfig
+from evals.future_prediction.future_predictor import load_future_predictors
+from src.jepa.build import make_target_encoder
 from src.models import export
 from src.models.registry import BACKBONES, BackboneConfig, create_encoder
 from src.utils.checkpoint import save_atomic
@@ -108,6 +111,68 @@ def test_the_random_twin_is_the_encoder_as_training_drew_it(run):
     for key, value in drawn.state_dict().items():
         assert torch.equal(random.state_dict()[key], value), key
     assert not torch.equal(random.patch_embed.proj.weight, trained.patch_embed.proj.weight)
+
+
+MAMBA = {"model_name": "videomamba_tiny", "drop_path_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"init": "default"},
+        {"init": "fan_in", "uniform_power": True, "drop_path_rate": 0.2},
+        {"pred_model_name": "hybrid_tiny", "pred_depth": 4, "projector": "mlp"},
+        MAMBA | {"pred_model_name": "videomamba_tiny", "init": "fan_in"},
+        MAMBA | {"scan_order": "temporal", "halve_directions": True, "pred_token_order": "concat"},
+        MAMBA | {"bidirectional": False, "pos_embed": "learned", "zero_init_mask_tokens": False},
+        MAMBA | {"study": {"linear_std": 0.02, "zero_dt_bias": True}},
+    ],
+    ids=lambda model: " ".join(map(str, model.values())),
+)
+def test_a_checkpoint_of_step_0_is_the_random_baseline(small_backbones, tmp_path, model):
+    """Bit for bit, for every kind of start: of the probes' encoder, and of the whole model of future prediction."""
+    study = model.get("study", {})
+    cfg = pretraining(tmp_path, **{key: value for key, value in model.items() if key != "study"})
+    cfg = PretrainConfig.model_validate(cfg.model_dump() | {"study": study})
+    torch.manual_seed(99)
+    encoder, predictor = init_video_model(cfg)
+    modules = {
+        "encoder": encoder,
+        "predictor": predictor,
+        "target_encoder": make_target_encoder(encoder),
+        "target_projector": make_target_encoder(predictor.projector),
+    }
+    state = {name: module.state_dict() for name, module in modules.items()}
+    save_atomic(state | {"config": cfg.model_dump(mode="json"), "step": 0}, tmp_path / "ours.pth.tar")
+    torch.manual_seed(7)
+    section = pretrain_section(tmp_path, model_name=cfg.model.model_name)
+    found = load_encoders(section, seed=3, with_random=True)
+    same(found["pretrained"].encoder, found["random"].encoder)
+    future, _, _ = load_future_predictors(section, context_tubelets=1)
+    same(future["pretrained"], future["random"])
+
+
+def test_the_random_baseline_is_what_a_run_started_from(small, small_backbones, process_group):
+    """A real run whose EMA lets the target encoder stay where it was, and whose encoder moves."""
+    raw, _ = small(
+        "run",
+        model={"init": "fan_in", "scan_order": "temporal", "pred_model_name": "videomamba_tiny"},
+        optimization={"ema": [1.0, 1.0], "epochs": 1, "ipe": 1, "warmup": 0},
+        meta={"load_checkpoint": False},
+    )
+    train.main(PretrainConfig.model_validate(raw))
+    keys = {"model_name": "videomamba_tiny", "checkpoint": "jepa-latest.pth.tar", "patch_size": 8}
+    section = pretrain_section(raw["logging"]["folder"], **keys)
+    found = load_encoders(section, seed=3, with_random=True)
+    same(found["pretrained"].encoder, found["random"].encoder)
+    moved = load_encoders(section.model_copy(update={"checkpoint_key": "encoder"}), seed=3, with_random=False)
+    weight = [x.encoder.patch_embed.proj.weight for x in (moved["pretrained"], found["random"])]
+    assert not torch.equal(*weight)
+
+
+def same(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(

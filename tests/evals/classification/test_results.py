@@ -36,6 +36,33 @@ def test_chance_is_the_most_common_class_but_at_least_one_in_c():
     assert report.chance_level(np.array([0, 1]), 2) == 0.5
 
 
+def test_balanced_accuracy_is_the_mean_over_classes_that_have_samples():
+    labels = np.array([0] * 9 + [2] * 3)
+    score = Score("pretrained", "knn", labels, np.array([0] * 9 + [2, 0, 1]))
+    assert score.accuracy == 10 / 12
+    assert score.balanced_accuracy == pytest.approx((1 + 1 / 3) / 2) and score.balanced_chance == 0.5
+    shares, totals = np.array([10 / 11, 2 / 5]), np.array([9, 3])  # Laplace's rule
+    half = 1.959964 * np.sqrt((shares * (1 - shares) / totals).sum()) / 2
+    assert score.balanced_interval == pytest.approx((2 / 3 - half, 2 / 3 + half))
+    constant = Score("pretrained", "knn", labels, np.zeros(12, np.int64))
+    assert (constant.accuracy, constant.balanced_accuracy) == (0.75, 0.5)  # both are chance
+    right = Score("pretrained", "knn", labels, labels)
+    assert right.balanced_accuracy == 1 == right.balanced_interval[1] and right.balanced_interval[0] < 0.9
+
+
+@pytest.mark.parametrize("totals", [[128] * 8, [900, 5], [1, 2] * 8, [10] * 100])
+def test_the_balanced_interval_covers(totals):
+    """At 95 % of 400 draws, less three standard deviations, whatever the classes' shares and numbers are."""
+    rng = np.random.default_rng(0)
+    labels, shares = np.repeat(np.arange(len(totals)), totals), rng.random(len(totals))
+    covered = 0
+    for _ in range(400):
+        right = rng.random(len(labels)) < shares[labels]
+        low, high = Score("", "", labels, np.where(right, labels, -1)).balanced_interval
+        covered += low <= shares.mean() <= high
+    assert covered / 400 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 400)
+
+
 def test_files_hold_everything(tmp_path):
     written = report.write_files(tmp_path, "t", scores(), 0.5, 3, {"checkpoint": "c.pth.tar"})
     found = json.loads((tmp_path / "t-results.json").read_text())
@@ -46,6 +73,9 @@ def test_files_hold_everything(tmp_path):
     assert first["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
     rows = list(csv.DictReader((tmp_path / "t-results.csv").open()))
     assert [r["row"] for r in rows] == ["pretrained", "random", "chance"]
+    assert (first["balanced_accuracy"], found["balanced_chance"]) == (pytest.approx(5 / 6), pytest.approx(1 / 3))
+    assert [float(row["balanced_accuracy"]) for row in rows] == pytest.approx([5 / 6, 1 / 3, 1 / 3], abs=1e-6)
+    assert float(rows[0]["balanced_ci95_low"]) == pytest.approx(first["balanced_ci95"][0], abs=1e-6)
     assert (tmp_path / "t-confusion-pretrained-linear.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -55,3 +85,26 @@ def test_table_has_rows_for_encoders_and_chance_and_a_column_for_each_probe():
     text = console.export_text()
     assert "75.0 [30.1, 95.4]" in text and "25.0 [4.6, 69.9]" in text and "50.0" in text
     assert text.index("pretrained") < text.index("random") < text.index("chance")
+    words = [line.split() for line in text.splitlines() if "balanced" in line]
+    assert [line[5] for line in words] == ["83.3", "33.3", "33.3"]
+
+
+def test_a_wide_table_is_not_cut_in_a_pipe(capsys):
+    labels = np.zeros(7, dtype=np.int64)
+    probes = [f"probe {i}" for i in range(9)]
+    report.print_table(report.build_table("t", [Score("pretrained", p, labels, labels) for p in probes], probes, 1.0))
+    assert capsys.readouterr().out.count("100.0 [64.6, 100.0]") == 9
+
+
+def test_equal_classes_need_no_balanced_rows():
+    labels = np.array([0, 0, 1, 1])
+    console = Console(width=120, record=True)
+    console.print(report.build_table("title", [Score("pretrained", "knn", labels, labels)], ["knn"], 0.5))
+    assert "balanced" not in console.export_text()
+
+
+def test_a_confusion_matrix_of_very_many_classes_is_a_picture_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_IN_JSON", 2)
+    written = report.write_files(tmp_path, "t", scores(), 0.5, 3, {})
+    assert written["scores"][0]["confusion_matrix"] is None and written["scores"][0]["per_class_accuracy"][0] == 0.5
+    assert (tmp_path / "t-confusion-random-linear.png").exists()

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from evals import extract
+from evals.extraction.encode import ASKED, TRAINED, UNKNOWN
 from src.datasets.decoding.decode import read_frames
 from src.datasets.embedded.generate import encode
 from src.datasets.transforms import EvalTransform, normalize
-from src.models import load_encoder
+from src.models import export, load_encoder
+from src.utils import checkpoint
 from src.utils.errors import run_cli
 from tests.evals.extraction.read_features import read
 
@@ -37,6 +39,45 @@ def folder(tmp_path_factory, save_checkpoint):
 def run(folder, source, out, *options):
     words = ["--checkpoint", folder / "jepa-latest.pth.tar", "--input", source, "--out", out, *options]
     return extract.main([str(word) for word in words])
+
+
+def said_of_sampling(state, sampling_rate, clip_duration):
+    data = state["config"]["data"] | {"sampling_rate": sampling_rate, "clip_duration": clip_duration}
+    return {"target_encoder": state["target_encoder"], "config": state["config"] | {"data": data}}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "frames", "told"),
+    [
+        ((4, None), [], [0, 4, 8, 12], {"frame_step": 4, "clip_duration": None, "sampling": TRAINED, "stride": 8}),
+        ((3, None), [], [0, 3, 6, 9], {"frame_step": 3, "clip_duration": None, "sampling": TRAINED, "stride": 6}),
+        ((3, 1.0), [], [0, 2, 5, 7], {"frame_step": None, "clip_duration": 1.0, "sampling": TRAINED, "stride": None}),
+        ((3, 1.0), ["--frame-step", 1], [0, 1, 2, 3], {"frame_step": 1, "clip_duration": None, "sampling": ASKED}),
+        ((3, None), ["--clip-duration", 2], [0, 5, 10, 15], {"frame_step": None, "clip_duration": 2.0}),
+        (None, [], [0, 4, 8, 12], {"frame_step": 4, "clip_duration": None, "sampling": UNKNOWN}),
+        (None, ["--frame-step", 2], [0, 2, 4, 6], {"frame_step": 2, "sampling": ASKED}),
+        ("export of a step of 3", [], [0, 3, 6, 9], {"frame_step": 3, "sampling": TRAINED}),
+    ],
+)
+def test_windows_are_cut_as_clips_were_in_training_unless_told_otherwise(
+    folder, tmp_path, change, options, frames, told, caplog
+):
+    state, path = checkpoint.load(folder / "jepa-latest.pth.tar"), tmp_path / "c.pth.tar"
+    sampling = (3, None) if isinstance(change, str) else change
+    checkpoint.save_atomic(
+        said_of_sampling(state, *sampling) if sampling else {"target_encoder": state["target_encoder"]}, path
+    )
+    if isinstance(change, str):
+        export.main(["--checkpoint", str(path), "--out", str(tmp_path / "exported")])
+        path = tmp_path / "exported"
+    caplog.set_level("INFO")
+    words = ["--checkpoint", path, "--input", folder / "videos" / "a.mp4", "--out", tmp_path / "f.npz", *options]
+    assert extract.main([str(word) for word in words]) == 0
+    arrays, about = read(tmp_path / "f.npz")
+    assert arrays["frames"][0].tolist() == frames
+    assert {key: about[key] for key in told} == told
+    assert about["sampling"] in caplog.text
+    np.testing.assert_allclose(arrays["start_seconds"], arrays["frames"][:, 0] / 10)  # 10 frames a second
 
 
 @torch.no_grad()
@@ -98,6 +139,8 @@ def test_a_video_is_in_the_file_whole_or_not_at_all(folder, tmp_path):
         ({"out": "jepa-latest.pth.tar/f.npz"}, "--out: cannot write to "),
         ({"out": "old.npz"}, "old.npz: exists already; choose another name or remove it"),
         ({"stride": "0"}, "--stride must be at least 1, not 0"),
+        ({"clip-duration": "0"}, "--clip-duration must be a number of seconds above 0, not 0"),
+        ({"clip-duration": "nan"}, "--clip-duration must be a number of seconds above 0, not nan"),
         ({"checkpoint": "absent.pth.tar"}, "absent.pth.tar: no such checkpoint"),
         ({"checkpoint-key": "teacher"}, "teacher"),
         ({"device": "cuda:7"}, "there is no device 'cuda:7' here"),

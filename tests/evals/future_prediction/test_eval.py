@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -94,6 +95,15 @@ def test_a_lone_clip_is_left_out_and_counted(config):
     results = run(config, batch_size=2)  # 9 clips in twos
     assert results["val"]["samples"] == 8
     assert results["val"]["missing"] == 1
+
+
+def test_the_picture_is_of_clips_that_any_process_could_read():
+    """The first process may have none."""
+    clips = {"true": torch.arange(2.0), "static": torch.arange(2.0)}
+    nothing, some = np.empty((0, 4, 2)), np.random.default_rng(0).random((5, 4, 2))
+    parts = [future.Measured({"pretrained": nothing}, {}), future.Measured({"pretrained": some}, clips)]
+    shown, errors = future.to_show(parts)
+    assert shown is clips and np.array_equal(errors, some[:2])
 
 
 def test_fewer_samples(config):

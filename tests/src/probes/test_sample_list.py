@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.probes.sample_list import SampleList, check_labels, draw_subset, hold_out, read_sample_list
+from src.probes.sample_list import SampleList, check_labels, describe_unseen, draw_subset, hold_out, read_sample_list
 from src.utils.errors import UserError
 
 
@@ -17,6 +17,19 @@ def test_labels_must_fit_the_number_of_classes():
     for labels in ([0, 3], [-1, 0]):
         with pytest.raises(UserError, match=r"train\.csv.*data\.num_classes"):
             check_labels(samples(labels), 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        ([0, 1, 2], [2, 1, 1], ""),
+        ([0, 1], [1, 7, 7], "that train.csv lacks: 1 class (7), 2 of 3 samples"),
+        ([0], [9, 0, 7, 12], "that train.csv lacks: 3 classes (7, 9, 12), 3 of 4 samples"),
+        ([0], range(7), "that train.csv lacks: 6 classes (1, 2, 3, 4, 5, ...), 6 of 7 samples"),
+    ],
+)
+def test_labels_that_no_training_sample_has(train, val, expected):
+    assert describe_unseen(samples(train), samples(val)).removeprefix("labels of train.csv ") == expected
 
 
 def test_held_out_samples_come_from_every_class_that_can_spare_one():

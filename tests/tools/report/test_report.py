@@ -170,6 +170,29 @@ def test_data_that_is_gone_is_not_written_anew(begun, tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
+def test_balanced_accuracy_stands_below_where_classes_are_unequal(begun):
+    """And results of an earlier version, which do not have it, beside it."""
+    folders = [begun(name).output_folder() for name in ("new", "old")]
+    labels = np.repeat([0, 1], [30, 10])
+    for folder in folders:
+        write_files(folder, "jepa", [Score("pretrained", "knn", labels, 0 * labels)], 0.75, 2, {})
+    path = folders[1] / "jepa-results.json"
+    found = json.loads(path.read_text())
+    del found["balanced_chance"], found["scores"][0]["balanced_accuracy"], found["scores"][0]["balanced_ci95"]
+    path.write_text(json.dumps(found))
+    _, table, *_ = probe_parts(read_runs(folders))
+    assert [(row[:2], row[2].split()[0]) for row in table.rows] == [
+        (["new", "pretrained"], "75.0"),
+        (["new", "pretrained, balanced"], "50.0"),
+        (["old", "pretrained"], "75.0"),
+        (["", "chance"], "75.0"),
+        (["", "chance, balanced"], "50.0"),
+    ]
+    assert "Balanced accuracy is the mean" in table.caption
+    _, table, *_ = probe_parts(read_runs(folders[1:]))
+    assert len(table.rows) == 2 and "alanced" not in table.caption
+
+
 def test_an_evaluation_of_another_form_is_shown_as_it_stands(begun):
     folder = begun("run").output_folder()
     (folder / "some_task").mkdir()

@@ -15,7 +15,7 @@ from src.config.sweep import plan
 from src.utils.csv_log import write_csv
 from src.utils.errors import UserError
 from tools.study.records import COLUMNS, DIAGNOSTICS_COLUMNS, diagnostics_path
-from tools.study.study import gather, main, probe
+from tools.study.study import _scores, gather, main, probe
 
 EVAL = {
     "tag": "study",
@@ -220,3 +220,12 @@ def test_mistakes(sweep, tmp_path, monkeypatch):
         (tmp_path / "eval.yaml").write_text(Path(f"configs/evals/{file}.yaml").read_text())
         with pytest.raises(UserError, match=rf"eval_name {name}: a study evaluates by video_classification_frozen"):
             call(sweep)
+
+
+def test_balanced_accuracies_are_columns_where_classes_are_unequal():
+    score = {"row": "pretrained", "probe": "knn", "accuracy": 0.5}
+    now = score | {"balanced_accuracy": 0.25}
+    both = {"encoder": "pretrained", "chance": "0.4000", "knn": "0.5000"}
+    assert _scores({"scores": [score], "chance": 0.4}) == [both]  # of an earlier version
+    assert _scores({"scores": [now], "chance": 0.4, "balanced_chance": 0.4}) == [both]
+    assert _scores({"scores": [now], "chance": 0.4, "balanced_chance": 0.2}) == [both | {"knn balanced": "0.2500"}]
