@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from src.datasets.webdataset.shards import shard_of
 from src.utils.errors import UserError
 
-FORMAT = 1  # raise when the content of a cache changes its meaning
+FORMAT = 2  # raise when the content of a cache changes its meaning
 
 
 class FeatureBatch(NamedTuple):

@@ -66,7 +66,7 @@ def test_names_and_labels_of_every_kind_are_prepared(mp4_list, tmp_path):
     rows = read_rows(out / "shard-000000.jsonl")
     assert {(Path(row["path"]).name, row["label"]) for row in rows} == {(name, -1), ("absent\udce9.mp4", -1)}
     assert (out / "unreadable.csv").read_bytes() == os.fsencode(tmp_path) + b"/absent\xe9.mp4,missing,no such file\n"
-    assert check(out) == [] and len(scan(str(out / "shard-000000.tar"))[0]) == 1
+    assert check(out) == [] and len(scan(str(out / "shard-000000.tar")).entries) == 1
 
 
 def test_the_loader_reads_it_with_the_same_frames(prepared, media):
