@@ -77,7 +77,7 @@ setup(
         "numpy>=1.26",
         "pyyaml>=6.0",
         "pydantic>=2.7",
-        "pillow>=10.0",
+        "pillow>=10.1",
         # only data.decoder: decord needs it, and it has no wheel for ARM or macOS
         "decord>=0.6; platform_machine == 'x86_64' and sys_platform == 'linux' or sys_platform == 'win32'",
         "av>=14.0",

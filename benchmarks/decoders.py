@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/src/datasets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/src/datasets/decoding"))
 
 from conftest import Media
 from test_decode import FORMATS, READS

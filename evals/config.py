@@ -22,7 +22,7 @@ from evals.config_sections import (
     VideoDataConfig,
     VideoOptimizationConfig,
 )
-from src.config.fields import check_divisible
+from src.config.fields import PathText, check_divisible
 from src.config.loading import Section
 
 
@@ -35,7 +35,9 @@ class EvalConfig(Section):
     eval_name: str = Field(..., description="folder of evals/ whose eval.py runs")
     pretrain: CheckpointConfig
     seed: int = Field(0, ge=0, description="(added) everything random follows from it")
-    folder: str | None = Field(None, description="(added) where results go; unset: <pretrain.folder>/<eval_name>/<tag>")
+    folder: PathText | None = Field(
+        None, description="(added) where results go; unset: <pretrain.folder>/<eval_name>/<tag>"
+    )
 
     def output_folder(self) -> Path:
         """Where this evaluation writes."""
@@ -76,6 +78,10 @@ class VideoClassificationConfig(ProbeConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> VideoClassificationConfig:
+        if self.data.dataset_type == "ImageDataset":
+            raise ValueError(
+                "data.dataset_type=ImageDataset: images are evaluated by eval_name: image_classification_frozen"
+            )
         check_divisible("optimization.resolution", self.optimization.resolution, "pretrain.patch_size",
                         self.pretrain.patch_size)  # fmt: skip
         check_divisible("data.frames_per_clip", self.data.frames_per_clip, "pretrain.tubelet_size",

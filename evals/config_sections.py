@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from src.config.fields import Share
+from src.config.fields import PathText, Share
 from src.config.schema import Section
 from src.datasets.dataset_types import DatasetType
 from src.models.model_names import ModelName
@@ -20,8 +20,12 @@ PositiveRate = Annotated[float, Field(gt=0)]
 class CheckpointConfig(Section):
     """The pretraining checkpoint to evaluate."""
 
-    folder: str = Field(..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining")
-    checkpoint: str = Field("jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`")
+    folder: PathText = Field(
+        ..., min_length=1, description="folder of the checkpoint, as logging.folder in pretraining"
+    )
+    checkpoint: PathText = Field(
+        "jepa-latest.pth.tar", min_length=1, description="file name of the checkpoint in `folder`"
+    )
     write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files written")
 
     def path(self) -> Path:
@@ -79,10 +83,15 @@ class LoadingConfig(Section):
 class VideoDataConfig(LoadingConfig):
     """Which videos, and the views of each."""
 
-    dataset_train: str | None = Field(None, description="list of training videos (csv, one `path label` per line)")
-    dataset_val: str | None = Field(None, description="list of validation videos")
+    dataset_train: PathText | None = Field(
+        None, description="list of training videos (csv, one `path label` per line), or shards for WebVideoDataset"
+    )
+    dataset_val: PathText | None = Field(None, description="list of validation videos, or shards")
     dataset_type: DatasetType = Field(
         "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
+    )
+    label_key: str | None = Field(
+        None, description="(added) WebVideoDataset: field of a video's .json that is its label; unset: it is in a .cls"
     )
     frames_per_clip: int = Field(16, gt=0, description="frames per clip")
     num_segments: int = Field(1, gt=0, description="clips spread over a video")
@@ -93,13 +102,19 @@ class VideoDataConfig(LoadingConfig):
         0.2, description="(added) stop when more than this share of the videos cannot be read"
     )
 
+    @model_validator(mode="after")
+    def _labels(self) -> VideoDataConfig:
+        if self.label_key is not None and self.dataset_type != "WebVideoDataset":
+            raise ValueError("data.label_key is for data.dataset_type=WebVideoDataset: a list has its labels itself")
+        return self
+
 
 class ImageDataConfig(LoadingConfig):
     """Which images; a video encoder sees each as a clip that stands still."""
 
     dataset_name: Literal["ImageNet", "Places205", "iNat21"] = Field("ImageNet", description="name in the results")
-    root_path: str | None = Field(None, description="folder that holds image data sets")
-    image_folder: str = Field("", description="folder of this one within root_path; holds train/ and val/")
+    root_path: PathText | None = Field(None, description="folder that holds image data sets")
+    image_folder: PathText = Field("", description="folder of this one within root_path; holds train/ and val/")
     resolution: int = Field(224, gt=0, description="height and width fed to the encoder, pixels")
 
 
@@ -151,7 +166,7 @@ class FinetuneOptimizationConfig(VideoOptimizationConfig):
 class FutureDataConfig(Section):
     """Which videos; how many frames of which size is the checkpoint's to say."""
 
-    dataset_val: str | None = Field(None, description="list of validation videos")
+    dataset_val: PathText | None = Field(None, description="list of validation videos")
     dataset_type: DatasetType = Field(
         "VideoDataset", description="kind of data; MotionDataset, DriftDataset and SlowDriftDataset are embedded"
     )

@@ -9,11 +9,14 @@ to, so that most mistakes are answered at once.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.launch.cli import wait_without_spinning
 from src.utils.errors import UserError, run_cli
+from src.utils.logging import get_logger
+from src.utils.paths import path_argument
 
 SUFFIXES = (".safetensors", ".npz")
 LISTS = (".csv", ".txt", ".npy")
@@ -25,18 +28,22 @@ def find_videos(source: Path) -> list[Path]:
     Raises:
         UserError: there is no such file, or there are no videos in it.
     """
-    from src.datasets.lists import read_list, resolve
-    from src.datasets.webdataset.shards import VIDEO_SUFFIXES
+    from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
+    from src.datasets.folders import find_files, say_left_out
+    from src.datasets.lists import list_folders, read_list, resolve
 
     if not source.exists():
         raise UserError(f"--input {source}: no such file or folder")
     if source.is_dir():
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower().lstrip(".") in VIDEO_SUFFIXES)
+        left_out: Counter[str] = Counter()
+        found = find_files(source, VIDEO_SUFFIXES, left_out)
+        say_left_out(source, len(found), "videos", left_out)
         if not found:
             raise UserError(f"--input {source}: the folder holds no videos ({', '.join(VIDEO_SUFFIXES)})")
         return found
     if source.suffix.lower() in LISTS:
-        return [Path(resolve(path, str(source.resolve().parent))) for path in read_list(source)[0]]
+        folders = list_folders(source)
+        return [Path(resolve(path, folders)) for path in read_list(source, labelled=False)[0]]
     return [source]
 
 
@@ -54,10 +61,14 @@ def check_output(out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evals.extract", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint, or folder of an exported encoder")
+    parser.add_argument(
+        "--checkpoint", type=path_argument, required=True, help="checkpoint, or folder of an exported encoder"
+    )
     parser.add_argument("--checkpoint-key", help="which weights of it (default: target_encoder, where there is one)")
-    parser.add_argument("--input", type=Path, required=True, help="a video, a list of `path label` lines, or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="features.safetensors or features.npz")
+    parser.add_argument(
+        "--input", type=path_argument, required=True, help="a video, a list of `path label` lines, or a folder"
+    )
+    parser.add_argument("--out", type=path_argument, required=True, help="features.safetensors or features.npz")
     parser.add_argument("--per-token", action="store_true", help="keep every token instead of their mean")
     parser.add_argument("--frame-step", type=int, default=4, help="frames between two of a window (default: 4)")
     parser.add_argument("--stride", type=int, help="frames between two windows' starts (default: half a window)")
@@ -68,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    get_logger()
     wait_without_spinning()  # before the list of videos makes us load torch
     videos = find_videos(args.input)
     check_output(args.out)

@@ -11,6 +11,7 @@ from evals.config import SCHEMAS
 from src.config.schema import Section, key_table, sections
 from src.config.sweep import SweepConfig
 from src.utils.errors import UserError, run_cli
+from src.utils.paths import path_argument
 
 PAGE = Path("docs/configs.md")
 INTRODUCTION = """# Keys of the YAMLs
@@ -81,7 +82,7 @@ def _dead(section: type[Section]) -> Iterator[str]:
 def main() -> int:
     """The command line. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.keys", description="Write the page of all keys.")
-    parser.add_argument("--out", type=Path, default=PAGE, help="its file (default: %(default)s)")
+    parser.add_argument("--out", type=path_argument, default=PAGE, help="its file (default: %(default)s)")
     args = parser.parse_args()
     try:
         args.out.write_text(page(), encoding="utf-8")

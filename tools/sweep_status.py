@@ -12,6 +12,7 @@ from app.vjepa.run_status import LOSS_STEPS, PARAMS, Status, read_status
 from src.config.sweep import read_record
 from src.launch.cli import Parser
 from src.utils.errors import UserError, run_cli
+from src.utils.paths import path_argument
 from src.utils.progress import format_seconds
 from src.utils.table import print_table
 
@@ -32,13 +33,15 @@ def main() -> int:
     parser = Parser("tools.sweep_status", "Show each run in a folder: state, epoch, step, loss, probe accuracy.")
     parser.usage = "%(prog)s FOLDER [--sort COLUMN]"
     parser.epilog = f"The loss is the mean over the last {LOSS_STEPS} steps; in brackets the same encoder untrained."
-    parser.add_argument("run_folder", metavar="FOLDER", help="folder of a sweep, or any that has runs in it")
+    parser.add_argument(
+        "run_folder", type=path_argument, metavar="FOLDER", help="folder of a sweep, or any that has runs in it"
+    )
     parser.add_argument("--sort", metavar="COLUMN", default=None, help="column to sort by (default: the sweep's order)")
     parser.add_argument(
         "--stale", type=float, default=10.0, metavar="MINUTES", help="quiet for so long is not running (default 10)"
     )
     args = parser.parse_args()
-    rows = read_runs(Path(args.run_folder), 60 * args.stale)
+    rows = read_runs(args.run_folder, 60 * args.stale)
     probes = list(dict.fromkeys(probe for row in rows for probe, _ in row.accuracies))
     columns = ["run", "state", "epoch", "step", "loss", "saved", *probes]
     if args.sort is not None:

@@ -13,14 +13,14 @@ from pydantic import Field, field_validator, model_validator
 from app.vjepa.config_data import BLOCK_DEFAULTS, MASK_KEYS, MASK_REQUIRED, DataAugConfig, DataConfig, MaskConfig
 from app.vjepa.config_model import LossConfig, ModelConfig, StudyConfig
 from app.vjepa.run_status import check_same_run, read_status
-from src.config.fields import Range, check_range
+from src.config.fields import PathText, Range, check_range
 from src.config.schema import Section
 
 
 class LoggingConfig(Section):
     """Where a run writes."""
 
-    folder: str = Field(..., min_length=1, description="folder for logs, checkpoints and the resolved config")
+    folder: PathText = Field(..., min_length=1, description="folder for logs, checkpoints and the resolved config")
     write_tag: str = Field("jepa", min_length=1, description="first part of the names of the files of this run")
     log_every: int = Field(10, gt=0, description="(added) steps between two lines of the log")
     save_every_epochs: int | None = Field(
@@ -50,7 +50,7 @@ class MetaConfig(Section):
     """Starting, resuming, and how numbers are represented."""
 
     load_checkpoint: bool = Field(False, description="go on with the folder's run, if there is one")
-    read_checkpoint: str | None = Field(
+    read_checkpoint: PathText | None = Field(
         None,
         description="checkpoint that the folder's run begins from; once it has checkpoints of its own it goes on from "
         "those; a relative path is in the folder",
@@ -112,8 +112,10 @@ class OptimizationConfig(Section):
 class OnlineProbeConfig(Section):
     """(added) Labelled videos for the online probe of meta.eval_freq: kNN and a linear classifier, on one process."""
 
-    train: str | None = Field(None, min_length=1, description="list of videos to learn from (csv, `path label` lines)")
-    val: str | None = Field(None, min_length=1, description="list of videos that accuracy is measured on")
+    train: PathText | None = Field(
+        None, min_length=1, description="list of videos to learn from (csv, `path label` lines)"
+    )
+    val: PathText | None = Field(None, min_length=1, description="list of videos that accuracy is measured on")
     max_samples: int = Field(
         1000, gt=1, description="most videos of either list, drawn once; all processes wait while they are encoded"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ class OnlineProbe:
             if enabled and args.meta.eval_freq:
                 logger.info(f"meta.eval_freq={args.meta.eval_freq}: no probe, as probe.train and probe.val are not set")
             return
-        self.loaders = [self._loader(self._samples(split)) for split in ("train", "val")]
+        train = self._samples("train")
+        self.loaders = [self._loader(samples) for samples in (train, self._samples("val", train.classes))]
         path = probe_path(args)
         # A row is of the end of its epoch: those of epochs that are about to be taken again are dropped.
         resume_at = (run.step // run.steps_per_epoch + 1,) if resumed else None
@@ -63,10 +65,10 @@ class OnlineProbe:
         with path.open(newline="", encoding="utf-8") as file:
             self.done = {int(row["epoch"]) for row in csv.DictReader(file)}
 
-    def _samples(self, split: str) -> SampleList:
+    def _samples(self, split: str, classes: Sequence[str] | None = None) -> SampleList:
         """At most probe.max_samples videos of a list, always the same."""
         key = f"probe.{split}"
-        samples = read_sample_list(getattr(self.args.probe, split), self._dataset_type(), key)
+        samples = read_sample_list(getattr(self.args.probe, split), self._dataset_type(), key, classes)
         if split == "train" and len(np.unique(samples.labels)) < 2:
             raise UserError(f"{key}: {samples.source}: a probe needs videos of two classes at least")
         ids = draw_subset(samples, self.args.probe.max_samples, self.args.meta.seed)
@@ -76,8 +78,9 @@ class OnlineProbe:
         return samples.subset(ids, self.args.output_folder() / name)
 
     def _dataset_type(self) -> str:
-        """An embedded data set is written where it is absent; everything else is a list of videos."""
-        return self.args.data.dataset_type if self.args.data.dataset_type in EMBEDDED else "VideoDataset"
+        """An embedded data set is written where it is absent, images are images, and shards have lists of videos."""
+        kind = self.args.data.dataset_type
+        return kind if kind in (*EMBEDDED, "ImageDataset") else "VideoDataset"
 
     def evaluate(self) -> bool:
         """Probe the target encoder and write a row, if an epoch has just ended that is due and has none yet.
@@ -110,7 +113,9 @@ class OnlineProbe:
         keys = ("batch_size", "num_frames", "sampling_rate", "clip_duration", "decoder", "num_workers", "pin_mem")
         return init_data(
             **{key: getattr(data, key) for key in keys},
+            dataset_type="ImageDataset" if data.dataset_type == "ImageDataset" else "VideoDataset",
             datasets=[samples.source],
+            classes=samples.classes,
             transform=EvalTransform(data.crop_size),
             random_clip_sampling=False,
             center_clips=True,

@@ -119,6 +119,7 @@ def make_loader(args: PretrainConfig, rank: int, world_size: int) -> Loader:
         world_size=world_size,
         seed=args.meta.seed,
         folder=args.output_folder(),
+        labelled=False,
     )
 
 

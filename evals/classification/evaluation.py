@@ -6,7 +6,7 @@ What differs between the two, how samples are loaded and cut into views, comes i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -44,10 +44,11 @@ class Evaluation:
         self.prefix = cfg.pretrain.write_tag  # of the files, as in V-JEPA
         self.folder = cfg.output_folder()
         self.train = self._samples(task.train, cfg.data.max_train_samples, "train")
-        self.val = self._samples(task.val, cfg.data.max_val_samples, "val")
+        self.val = self._samples(task.val, cfg.data.max_val_samples, "val", self.train.classes)
 
-    def _samples(self, source: str, limit: int | None, split: str) -> SampleList:
-        samples = read_sample_list(source, self.task.dataset_type, self.task.keys[split])
+    def _samples(self, source: str, limit: int | None, split: str, classes: Sequence[str] | None = None) -> SampleList:
+        task = self.task
+        samples = read_sample_list(source, task.dataset_type, task.keys[split], classes, label_key=task.label_key)
         check_labels(samples, self.cfg.data.num_classes)
         prepare_folder(self.folder, "folder")
         if limit is None or limit >= len(samples):

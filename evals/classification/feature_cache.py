@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from src.datasets.webdataset.shards import shard_of
 from src.utils.errors import UserError
 
 FORMAT = 1  # raise when the content of a cache changes its meaning
@@ -77,7 +78,7 @@ def list_digest(files: Sequence[str], labels: np.ndarray) -> str:
     sha = hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape"))
     sha.update(np.ascontiguousarray(labels, dtype=np.int64).tobytes())
     for file in files:
-        path = Path(file)
+        path = Path(shard_of(file)[0])
         if path.exists():
             stat = path.stat()
             sha.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -24,7 +24,7 @@ class Task:
     Attributes:
         train, val: where the lists are.
         keys: which config keys name them, by 'train' and 'val'.
-        dataset_type: as data.dataset_type.
+        dataset_type, label_key: as data.dataset_type and data.label_key.
         resolution: side of a view, pixels.
         segments: clips of a sample.
         attend_across_segments: one probe over all clips of a sample.
@@ -48,6 +48,7 @@ class Task:
     clip_positions: bool = False
     data_name: str | None = None
     tuning: Tuning | None = None
+    label_key: str | None = None
 
 
 def probe_loader(
@@ -66,6 +67,7 @@ def probe_loader(
         seed=seed,
         training=mode == "augment",
         folder=cfg.output_folder(),
+        classes=samples.classes,
         **reading,
     )
 

@@ -93,7 +93,7 @@ def main(args_eval: FutureConfig, resume_preempt: bool = False) -> dict[str, Any
 
 def _samples(cfg: FutureConfig) -> SampleList:
     """The clips to evaluate on, all or some; every process has a list of its own with the same content."""
-    samples = read_sample_list(str(cfg.data.dataset_val), cfg.data.dataset_type, "data.dataset_val")
+    samples = read_sample_list(str(cfg.data.dataset_val), cfg.data.dataset_type, "data.dataset_val", labelled=False)
     prepare_folder(cfg.output_folder(), "folder")
     if cfg.data.max_val_samples is not None and cfg.data.max_val_samples < len(samples):
         ids = draw_subset(samples, cfg.data.max_val_samples, cfg.seed)
@@ -110,7 +110,7 @@ def _loader(cfg: FutureConfig, trained_as: dict[str, Any], samples: SampleList) 
     data, (rank, world_size, device) = trained_as["data"], current()
     own = math.ceil(len(samples) / world_size)
     return init_data(
-        dataset_type="VideoDataset",
+        dataset_type="WebVideoDataset" if cfg.data.dataset_type == "WebVideoDataset" else "VideoDataset",
         datasets=[samples.source],
         batch_size=math.ceil(own / math.ceil(own / cfg.data.batch_size)),
         transform=EvalTransform(data["crop_size"]),
@@ -127,6 +127,7 @@ def _loader(cfg: FutureConfig, trained_as: dict[str, Any], samples: SampleList) 
         seed=cfg.seed,
         training=False,
         folder=cfg.output_folder(),
+        labelled=False,
     )
 
 

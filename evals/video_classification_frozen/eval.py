@@ -49,7 +49,8 @@ def build_task(cfg: VideoClassificationConfig) -> Task:
         else:
             transform = EvalTransform(o.resolution, d.num_views_per_segment if mode == "val" else 1)
         reading = {"random_clip_sampling": mode == "augment", "max_skip_fraction": d.max_skip_fraction, **sampling}
-        return probe_loader(cfg, samples, mode, seed, transform, dataset_type="VideoDataset", **reading)
+        kind = "WebVideoDataset" if d.dataset_type == "WebVideoDataset" else "VideoDataset"
+        return probe_loader(cfg, samples, mode, seed, transform, dataset_type=kind, label_key=d.label_key, **reading)
 
     return Task(
         train=str(d.dataset_train),
@@ -62,4 +63,5 @@ def build_task(cfg: VideoClassificationConfig) -> Task:
         make_loader=loader,
         settings={**sampling, "views": d.num_views_per_segment},
         clip_positions=o.clip_positions,
+        label_key=d.label_key,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from src.utils.paths import expand_user
 
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,7 +19,9 @@ def _without_nothing(value: object) -> object:
     return [item for item in value if item is not None] if isinstance(value, list) else value
 
 
-PathList = Annotated[list[str], BeforeValidator(_without_nothing)]
+# A file or folder, with `~` for a home folder; every key that names one has this type.
+PathText = Annotated[str, AfterValidator(expand_user)]
+PathList = Annotated[list[PathText], BeforeValidator(_without_nothing)]
 
 
 def check_divisible(key: str, value: int, by_key: str, by: int) -> None:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from src.config.fields import PathText
 from src.config.loading import Section, from_dict, load_config, save_config
 from src.config.schema import present_key
 from src.config.yaml_io import dump_yaml, read_mapping, read_yaml, set_key
@@ -40,7 +41,7 @@ class SweepConfig(Section):
     """The keys of a sweep file."""
 
     base: str | list[str] = Field(..., description="config that every run starts from, or a list of them")
-    folder: str | None = Field(None, min_length=1, description="holds the folders of the runs")
+    folder: PathText | None = Field(None, min_length=1, description="holds the folders of the runs")
     runs: dict[str, Row] = Field(default_factory=dict, description="name -> keys that this run sets")
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict, description="key -> values; every combination is a run"

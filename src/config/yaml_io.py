@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from src.utils.errors import UserError, one_line
+from src.utils.paths import expand_user
 
 
 def kind_of(value: Any) -> str:
@@ -23,6 +24,10 @@ def kind_of(value: Any) -> str:
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that refuses a key given twice and reads `1e-4` as the number it is."""
+
+    def check_printable(self, data: str) -> None:
+        """Let what stands for bytes that are not UTF-8 pass, in a path on the command line."""
+        super().check_printable(re.sub("[\udc80-\udcff]", "?", data))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: dict[Any, int] = {}
@@ -66,7 +71,9 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
-        raise UserError(f"{source}:{line} not valid YAML: {one_line(error.problem or error.context)}") from None
+        problem = one_line(error.problem or error.context)
+        hint = " (a name with brackets needs quotes)" if problem.endswith(("got '{'", "got '['")) else ""
+        raise UserError(f"{source}:{line} not valid YAML: {problem}{hint}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not valid YAML: {one_line(error)}") from None
 
@@ -77,9 +84,9 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         UserError: no such file, not readable, or not YAML.
     """
-    path = Path(path)
+    path = Path(expand_user(str(path)))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f"; did you mean {path.parent / close[0]}?" if close else ""

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T frames, H W pixels, K tokens of a mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,11 @@ class Fetched:
     step: int
     attempts: int
     skipped: list[Skipped]
+    notes: list[str] = field(default_factory=list)
+
+    def nbytes(self) -> int:
+        """Bytes of all clips."""
+        return sum(clip.numel() * clip.element_size() for clips, _, _ in self.samples for clip in clips)
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Batch:
         step: the step the batch was drawn for, counted in batches of this process.
         skipped: videos that failed while it was drawn.
         attempts: videos tried for it.
+        notes: lines for the log about what was read for it.
     """
 
     clips: list[Tensor]
@@ -65,18 +71,19 @@ class Batch:
     step: int
     skipped: list[Skipped]
     attempts: int
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         new: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, Tensor):
-                new[field.name] = fn(value)
+                new[one.name] = fn(value)
             elif isinstance(value, list) and value and isinstance(value[0], Tensor):
-                new[field.name] = [fn(v) for v in value]
+                new[one.name] = [fn(v) for v in value]
         return replace(self, **new)
 
     def pin_memory(self, device: Any = None) -> Batch:
@@ -113,6 +120,7 @@ class Collate:
             step=fetched.step,
             skipped=fetched.skipped,
             attempts=fetched.attempts,
+            notes=fetched.notes,
         )
 
 

@@ -16,12 +16,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from src.datasets.webdataset.shards import VIDEO_SUFFIXES
+from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
+from src.datasets.folders import find_files, say_left_out
+from src.datasets.list_lines import format_line
 from src.utils.errors import UserError, run_cli
+from src.utils.logging import get_logger
+from src.utils.paths import path_argument
 
 # (stem of the video's file, alternatives first to last; label)
 Wanted = tuple[tuple[str, ...], int]
@@ -38,27 +44,34 @@ def ssv2(annotations: Path, labels: Path) -> Iterator[Wanted]:
             raise UserError(f"{annotations}: entry {place} has no id")
         if "template" not in row:
             raise UserError(f"{annotations}: entry {place} has no template; the test split is published without labels")
-        name = row["template"].replace("[", "").replace("]", "")
+        name = str(row["template"]).replace("[", "").replace("]", "")
         if name not in numbers:
             raise UserError(f"{annotations}: entry {place}: label {name!r} is not in {labels}")
-        yield (str(row["id"]),), int(numbers[name])
+        try:
+            label = int(numbers[name])
+        except (TypeError, ValueError):
+            raise UserError(f"{labels}: label {name!r} has {numbers[name]!r} for a number") from None
+        yield (str(row["id"]),), label
 
 
 def kinetics(annotations: Path, classes: Path) -> Iterator[Wanted]:
     """Videos and labels of a split; writes `classes` where it is absent. Raises UserError for a malformed file."""
     try:
-        with annotations.open(newline="", encoding="utf-8") as file:
+        with annotations.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{annotations} cannot be read: {error}") from None
     for number, row in enumerate(rows, 2):
         if not row.get("label") or not row.get("youtube_id"):
             raise UserError(f"{annotations}, line {number}: needs the columns label and youtube_id")
-    if classes.exists():
-        names = classes.read_text(encoding="utf-8").splitlines()
-    else:
-        names = sorted({row["label"] for row in rows})
-        classes.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    try:
+        if classes.exists():
+            names = [name for name in classes.read_text(encoding="utf-8-sig").split("\n") if name]
+        else:
+            names = sorted({row["label"] for row in rows})
+            classes.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{classes} cannot be read or written: {error}") from None
     numbers = {name: number for number, name in enumerate(names)}
     for number, row in enumerate(rows, 2):
         if row["label"] not in numbers:
@@ -72,32 +85,39 @@ def kinetics(annotations: Path, classes: Path) -> Iterator[Wanted]:
 
 def write_list(wanted: Iterable[Wanted], videos: Path, out: Path) -> tuple[int, list[str]]:
     """Write the list of those videos that exist below a folder. Returns how many, and the names of the missing ones."""
-    if not videos.is_dir():
-        raise UserError(f"video folder {videos} does not exist")
-    suffixes = {f".{suffix}" for suffix in VIDEO_SUFFIXES}
-    found = {p.stem: p for p in sorted(videos.rglob("*"), reverse=True) if p.suffix.lower() in suffixes}
+    left_out: Counter[str] = Counter()
+    found: dict[str, Path] = {}
+    for video in sorted(find_files(videos, VIDEO_SUFFIXES, left_out), key=_preference):
+        if found.setdefault(video.stem, video) != video:
+            left_out["of the same name"] += 1
+    say_left_out(videos, len(found), "videos", left_out)
     lines, missing = [], []
     for stems, label in wanted:
         path = next((found[stem] for stem in stems if stem in found), None)
         if path is None:
             missing.append(stems[0])
         else:
-            lines.append(f"{path.resolve()} {label}\n")
+            lines.append(format_line(os.path.abspath(path), label))  # noqa: PTH100 (resolve() follows links)
     if not lines:
         raise UserError(
             f"none of the {len(missing)} videos is in {videos} (the first: {missing[0] if missing else '-'})"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("".join(lines), encoding="utf-8")
+        out.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
     return len(lines), missing
 
 
+def _preference(video: Path) -> tuple[int, Path]:
+    """Of several files of one name the one whose suffix comes first, so that no preview.gif is taken for the video."""
+    return VIDEO_SUFFIXES.index(video.suffix[1:].lower()), video
+
+
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
@@ -109,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind, extra in (("ssv2", "labels"), ("kinetics", "classes")):
         sub = kinds.add_parser(kind)
         for name in ("annotations", extra, "videos", "out"):
-            sub.add_argument(f"--{name}", type=Path, required=True)
+            sub.add_argument(f"--{name}", type=path_argument, required=True)
     args = parser.parse_args(argv)
+    get_logger()
     wanted = ssv2(args.annotations, args.labels) if args.kind == "ssv2" else kinetics(args.annotations, args.classes)
     count, missing = write_list(wanted, args.videos, args.out)
     print(f"{args.out}: {count} videos")

@@ -58,6 +58,9 @@ def init_data(
     total_steps: int | None = None,
     training: bool = True,
     folder: str | Path | None = None,
+    labelled: bool = True,
+    classes: Sequence[str] | None = None,
+    label_key: str | None = None,
 ) -> Loader:
     """Batches of a data set.
 
@@ -75,6 +78,9 @@ def init_data(
         start_step, total_steps: which steps of the run to yield, in training.
         training: draw at random for ever (up to total_steps), or everything once and in order.
         folder: where skipped.csv is written, if anywhere.
+        labelled: whether labels are needed; pretraining reads lists without them too (`read_list`).
+        classes: see ImageDataset.
+        label_key: see WebVideoDataset.
 
     Raises:
         UserError: a list is missing or malformed, the data set is empty, or an argument makes no sense.
@@ -91,20 +97,22 @@ def init_data(
     skips = SkipReport(max_skip_fraction, folder)
     source: ClipSource | WebVideoStream
     if dataset_type == "VideoDataset" or dataset_type in EMBEDDED:
-        for root in dict.fromkeys(Path(path).parent for path in datasets) if dataset_type in EMBEDDED else ():
-            ensure_embedded(root, dataset_type)
-        source = VideoDataset(datasets, reader)
+        for path in datasets if dataset_type in EMBEDDED else ():
+            ensure_embedded(path, dataset_type)
+        source = VideoDataset(datasets, reader, labelled)
     elif dataset_type == "ImageDataset":
-        source = ImageDataset(datasets, transform, num_frames)
+        source = ImageDataset(datasets, transform, num_frames, classes, labelled)
     elif dataset_type == "WebVideoDataset":
         shards = expand(datasets, allow_pipe)
         urls = [shard for group in shards for shard in group]
         if any(is_url(url) for url in urls):
             if datasets_weights is not None:
                 raise UserError("data.datasets_weights does not work with streamed shards: list a shard more than once")
-            source = WebVideoStream(urls, batch_size, training, reader, rank, world_size, num_workers, seed)
+            source = WebVideoStream(
+                urls, batch_size, training, reader, rank, world_size, num_workers, seed, labelled, label_key
+            )
         else:
-            source = WebVideoDataset(shards, reader)
+            source = WebVideoDataset(shards, reader, labelled, label_key)
             skips.note(source.errors)
     else:
         raise UserError(f"data.dataset_type {dataset_type!r} is not one of {', '.join(DATASET_TYPES)}")

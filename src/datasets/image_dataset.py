@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from src.datasets.clip_reader import Sample, Transform, to_tensor
-from src.datasets.decoding.decode import DecodeError
-from src.datasets.lists import PackedStrings, read_list, resolve
+from src.datasets.decoding.suffixes import IMAGE_SUFFIXES
+from src.datasets.folders import find_files, leads_up, say_left_out
+from src.datasets.image_file import read_image
+from src.datasets.lists import PackedStrings, list_folders, read_list, resolve
 from src.utils.errors import UserError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
 
 
 class ImageDataset:
     """Images of one folder per class, or of `path label` lists.
 
     Args:
-        roots: folders whose sub-folders, in order of their names, are classes 0, 1, ...; or lists.
+        roots: folders of class folders, or lists. A class is a folder that is not hidden and holds an image.
         transform: applied to each image as frames (1, H, W, C).
         num_frames: times the image is repeated, for encoders that expect a video.
+        classes: names of the class folders that are classes 0, 1, ..., as those of the training set in evaluation;
+            None: those of all `roots`, in the order of their names.
+        labelled: as `read_list`.
+
+    Attributes:
+        classes: the names of the classes; None where there are lists only.
 
     Raises:
-        UserError: a folder is missing or holds no class folders with images.
+        UserError: a folder is missing, holds no class folders with images, or a class that is not in `classes`.
     """
 
-    def __init__(self, roots: Sequence[str | Path], transform: Transform | None = None, num_frames: int = 1) -> None:
-        found = [_scan(Path(root)) if Path(root).is_dir() else _listed(Path(root)) for root in roots]
+    def __init__(
+        self,
+        roots: Sequence[str | Path],
+        transform: Transform | None = None,
+        num_frames: int = 1,
+        classes: Sequence[str] | None = None,
+        labelled: bool = True,
+    ) -> None:
+        scanned = {str(root): _scan(Path(root)) for root in roots if Path(root).is_dir()}
+        self.classes = classes
+        if scanned and classes is None:
+            self.classes = sorted({name for folders in scanned.values() for name in folders})
+        found = []
+        for root in map(str, roots):
+            if root in scanned:
+                found.append(_numbered(root, scanned[root], self.classes or ()))
+            else:
+                found.append(_listed(Path(root), labelled))
         self.sizes = [len(paths) for paths, _ in found]
         self._paths = PackedStrings(p for paths, _ in found for p in paths)
         self.labels = np.array([label for _, labels in found for label in labels], dtype=np.int64)
@@ -50,38 +72,48 @@ class ImageDataset:
         return clips, int(self.labels[index]), [np.zeros(self._num_frames, dtype=np.int64)]
 
 
-def read_image(path: str) -> np.ndarray:
-    """An image file as RGB uint8 (H, W, 3). Raises DecodeError."""
+def _scan(root: Path) -> dict[str, list[str]]:
+    """The images of each class folder that has any, by its name."""
+    left_out: Counter[str] = Counter()
+    folders = []
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise DecodeError(path, "missing", "no such file") from None
-    except IsADirectoryError:
-        raise DecodeError(path, "directory", "is a folder, not a file") from None
-    except PermissionError:
-        raise DecodeError(path, "permission", "may not be read") from None
-    except UnidentifiedImageError:
-        raise DecodeError(path, "unreadable", "not an image of a known format") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DecodeError(path, "corrupt", str(error)) from None
+        for path in sorted(root.iterdir()):
+            if path.name.startswith("."):
+                left_out["hidden"] += 1
+            elif not path.is_dir():
+                left_out["beside the class folders"] += 1
+            elif leads_up(path):
+                left_out["links to a folder above them"] += 1
+            else:
+                folders.append(path)
+    except OSError as error:
+        raise UserError(f"image folder {root} cannot be read: {error.strerror}") from None
+    images = {path.name: [str(p) for p in find_files(path, IMAGE_SUFFIXES, left_out)] for path in folders}
+    found = {name: paths for name, paths in images.items() if paths}
+    if not found:
+        raise UserError(f"image folder {root} has no class folders with images in them ({len(folders)} sub-folders)")
+    if empty := len(images) - len(found):
+        left_out["sub-folders without images"] += empty
+    say_left_out(root, sum(map(len, found.values())), f"images in {len(found)} class folders", left_out)
+    return found
 
 
-def _scan(root: Path) -> tuple[list[str], list[int]]:
-    paths: list[str] = []
-    labels: list[int] = []
-    classes = sorted(p for p in root.iterdir() if p.is_dir())
-    for label, folder in enumerate(classes):
-        images = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        paths.extend(images)
-        labels.extend([label] * len(images))
-    if not paths:
-        raise UserError(f"image folder {root} has no class folders with images in them ({len(classes)} sub-folders)")
-    return paths, labels
+def _numbered(root: str, found: dict[str, list[str]], classes: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Paths and labels of the class folders of one root."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    if unknown := sorted(found.keys() - numbers.keys()):
+        named = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise UserError(
+            f"image folder {root} has the class folders {named}, which the training set lacks (or has no images of): "
+            "remove them, or add them there"
+        )
+    paths = [path for images in found.values() for path in images]
+    return paths, [numbers[name] for name, images in found.items() for _ in images]
 
 
-def _listed(path: Path) -> tuple[list[str], list[int]]:
+def _listed(path: Path, labelled: bool) -> tuple[list[str], list[int]]:
     if not path.exists():
         raise UserError(f"image folder {path} does not exist; it should hold one folder per class")
-    paths, labels = read_list(path)
-    return [resolve(p, str(path.resolve().parent)) for p in paths], labels
+    paths, labels = read_list(path, labelled)
+    folders = list_folders(path)
+    return [resolve(p, folders) for p in paths], labels

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
+import logging
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from src.datasets.list_lines import (
+    NO_LABEL,
+    LineError,
+    read_column_line,
+    read_header,
+    read_label,
+    read_line,
+    split_lines,
+)
 from src.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class PackedStrings(Sequence[str]):
@@ -31,68 +46,110 @@ class PackedStrings(Sequence[str]):
         return self._bytes[start : int(self._ends[index])].tobytes().decode("utf-8", "surrogateescape")
 
 
-def read_list(path: str | Path) -> tuple[list[str], list[int]]:
-    """Paths and labels of one list. Raises UserError naming the file, and the line where one cannot be read.
+def list_folders(path: str | Path) -> tuple[str, ...]:
+    """Where relative paths in a list may start: the folder it is named in, that of its real file, the working one."""
+    named = Path(path).absolute().parent
+    return tuple(dict.fromkeys((str(named), str(Path(path).resolve().parent), "")))
 
-    Relative paths mean the list's own folder, or the working directory where that does not have them (`resolve`).
+
+def resolve(path: str, folders: Sequence[str]) -> str:
+    """A listed path as the file to open: an absolute one as it is, else in the first of `folders` that has it.
+
+    Where none has it, it is named in the first one. `~` is the home folder.
+    """
+    if path.startswith("~"):
+        path = os.path.expanduser(path)  # noqa: PTH111 (a file may well be called ~x, and pathlib raises for it)
+    if path.startswith("/"):
+        return path
+    beside = [os.path.join(folder, path) for folder in folders]  # noqa: PTH118 (keeps `./x` and is called per clip)
+    return next(filter(os.path.exists, beside), beside[0])
+
+
+def read_list(path: str | Path, labelled: bool = True) -> tuple[list[str], list[int]]:
+    """Paths and labels of one list, in the forms of src/datasets/list_lines.py; relative paths as `resolve` has them.
+
+    Args:
+        labelled: every path needs an integer label; False: NO_LABEL stands for words and for none.
+
+    Raises:
+        UserError: names the file, and the line where one cannot be read.
     """
     path = Path(path)
     try:
-        return _read_npy(path) if path.suffix == ".npy" else _read_text(path)
+        paths, labels = _read_npy(path) if path.suffix == ".npy" else _read_text(path, labelled)
     except FileNotFoundError:
         raise UserError(f"data list {path} does not exist; set data.datasets to lists of `path label` lines") from None
     except OSError as error:
         raise UserError(f"data list {path} cannot be read: {error.strerror or error}") from None
-
-
-def _read_text(path: Path) -> tuple[list[str], list[int]]:
-    paths, labels = [], []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"data list {path} is not UTF-8 text") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        parts = line.strip().rsplit(maxsplit=1)
-        if len(parts) != 2 or not parts[1].lstrip("-").isdecimal():
-            raise UserError(
-                f"{path}, line {number}: expected `path label` with an integer label, got {line.strip()[:120]!r}"
-            )
-        paths.append(parts[0])
-        labels.append(int(parts[1]))
     if not paths:
         raise UserError(f"data list {path} is empty")
+    missing = labels.count(None)
+    if missing and labelled:
+        raise UserError(
+            f"{path}: {missing} of {len(paths)} paths have no integer labels: save an array of N x 2 paths and labels"
+        )
+    if missing:
+        logger.info("%s: %d of %d paths have no integer label; pretraining needs none", path, missing, len(paths))
+    return paths, [NO_LABEL if label is None else label for label in labels]
+
+
+def _read_text(path: Path, labelled: bool) -> tuple[list[str], list[int | None]]:
+    folders = list_folders(path)
+
+    def exists(name: str) -> bool:
+        return name != "" and os.path.exists(resolve(name, folders))  # noqa: PTH110 (False, not an error, for a name too long)
+
+    paths: list[str] = []
+    labels: list[int | None] = []
+    columns: tuple[str, list[str]] | None = None
+    form = "`path label` with an integer label" if labelled else "a path, or `path label`"
+    for place, (number, line) in enumerate(split_lines(_text_of(path))):
+        try:
+            header = read_header(line) if place == 0 else None
+            if header and not exists(re.split(r"[ \t,;]", line)[0]):
+                columns = header if header[0] != " " else None
+                continue
+            one, label = read_column_line(line, *columns) if columns else read_line(line, exists)
+            if label is None and labelled:
+                raise LineError("no integer label")
+        except LineError as error:
+            hint = " (a header names its columns path and label)" if place == 0 and not re.search(r"\d", line) else ""
+            raise UserError(f"{path}, line {number}: expected {form}, got {line[:120]!r}: {error}{hint}") from None
+        paths.append(one)
+        labels.append(label)
     return paths, labels
 
 
-def _read_npy(path: Path) -> tuple[list[str], list[int]]:
+def _text_of(path: Path) -> str:
+    """A list's text. What is not UTF-8 in it comes back when the path is used, as in all names that Python is given."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"data list {path} is UTF-16, not UTF-8 text: save it as UTF-8")
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        raise UserError(f"data list {path}, line {line}: holds a zero byte, so this is not UTF-8 text")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
+def _read_npy(path: Path) -> tuple[list[str], list[int | None]]:
     try:
         array = np.load(path, allow_pickle=False)
-    except ValueError:
+    except (ValueError, EOFError):
         raise UserError(
             f"{path} is not a plain array of paths (or holds pickled objects, which are never loaded); "
             "save it again as numpy.array(paths, dtype=str)"
         ) from None
-    if array.ndim == 1 and array.dtype.kind in "US" and len(array):
-        return [_text(p) for p in array], [0] * len(array)
-    if array.ndim == 2 and array.shape[1] == 2 and array.dtype.kind in "US" and len(array):
+    text = isinstance(array, np.ndarray) and array.dtype.kind in "US"
+    if text and array.ndim == 1:
+        return [_text(p) for p in array], [None] * len(array)
+    if text and array.ndim == 2 and array.shape[1] == 2:
         try:
-            return [_text(p) for p in array[:, 0]], [int(label) for label in array[:, 1]]
-        except ValueError:
-            raise UserError(f"{path}: the second column must hold integer labels") from None
-    raise UserError(
-        f"{path}: expected an array of N paths, or of N x 2 paths and labels, got {array.shape} {array.dtype}"
-    )
+            return [_text(p) for p in array[:, 0]], [read_label([_text(label)]) for label in array[:, 1]]
+        except LineError as error:
+            raise UserError(f"{path}: the second column must hold integer labels: {error}") from None
+    found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive of several"
+    raise UserError(f"{path}: expected an array of N paths, or of N x 2 paths and labels, got {found}")
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def resolve(path: str, folder: str) -> str:
-    """A listed path as the file to open: absolute ones as they are, others from the list's folder, else as given."""
-    if path.startswith("/"):
-        return path
-    beside = Path(folder) / path
-    return str(beside) if beside.exists() or not Path(path).exists() else path
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

@@ -33,7 +33,7 @@ import numpy as np
 
 from src.datasets.decoding.decode import DecodeError
 from src.datasets.decoding.transcode import Recipe, transcode
-from src.datasets.lists import read_list, resolve
+from src.datasets.lists import list_folders, read_list, resolve
 from src.datasets.webdataset.prepared_shards import (
     MANIFEST,
     PLAN,
@@ -46,6 +46,7 @@ from src.datasets.webdataset.prepared_shards import (
     write,
 )
 from src.utils.errors import UserError, run_cli
+from src.utils.paths import path_argument
 from src.utils.progress import Progress
 
 _VIDEOS_PER_SHARD = 500
@@ -58,8 +59,8 @@ def prepare(list_path: Path, out: Path, recipe: Recipe, shards: int | None, work
     Raises:
         UserError: the list cannot be read, DIR holds something else, or nothing at all could be read.
     """
-    paths, labels = read_list(list_path)
-    folder = str(list_path.resolve().parent)
+    paths, labels = read_list(list_path, labelled=False)  # shards are for pretraining, which needs none
+    folders = list_folders(list_path)
     count = min(shards or -(-len(paths) // _VIDEOS_PER_SHARD), len(paths))
     plan = {
         "list": hashlib.sha256(list_path.read_bytes()).hexdigest(),
@@ -73,7 +74,7 @@ def prepare(list_path: Path, out: Path, recipe: Recipe, shards: int | None, work
         jobs = []
         for number, group in enumerate(groups):
             if not (rows_file(out, number).exists() and tar_file(out, number).exists()):
-                jobs.append((number, [(int(i), resolve(paths[i], folder), labels[i]) for i in group]))
+                jobs.append((number, [(int(i), resolve(paths[i], folders), labels[i]) for i in group]))
         finished = len(paths) - sum(len(job) for _, job in jobs)
         with Progress(len(paths), finished, unit="videos", what="preparing") as progress:
             _run(jobs, out, recipe, workers, progress)
@@ -208,9 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 1 when --check finds something wrong."""
     parser = argparse.ArgumentParser(prog="python -m src.datasets.prepare", description=(__doc__ or "").split("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", type=Path, help="videos to prepare, one `path label` per line")
-    what.add_argument("--check", type=Path, metavar="DIR", help="verify a prepared set")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the shards go")
+    what.add_argument("--list", type=path_argument, help="videos to prepare, one `path label` per line")
+    what.add_argument("--check", type=path_argument, metavar="DIR", help="verify a prepared set")
+    parser.add_argument("--out", type=path_argument, metavar="DIR", help="where the shards go")
     parser.add_argument("--short-side", type=int, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--gop", type=int, default=16, help="frames between keyframes (default: %(default)s)")
     parser.add_argument("--crf", type=int, default=23, help="x264 quality, lower is better (default: %(default)s)")

@@ -36,7 +36,7 @@ class SkipReport:
         """Paths in the file of the run that this one resumes."""
         if self._file is None or not self._file.is_file():
             return set()
-        with self._file.open(newline="", errors="replace") as file:
+        with self._file.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return {row[0] for row in csv.reader(file) if row}
 
     def add(self, batch: Batch) -> None:
@@ -91,7 +91,7 @@ class SkipReport:
             # One write per line: several ranks append to the same file.
             handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(handle, line.getvalue().encode())
+                os.write(handle, line.getvalue().encode("utf-8", "surrogateescape"))
             finally:
                 os.close(handle)
         except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from src.datasets.clip_reader import ClipReader, Sample
-from src.datasets.lists import PackedStrings, read_list, resolve
+from src.datasets.lists import PackedStrings, list_folders, read_list, resolve
 
 
 class VideoDataset:
@@ -17,16 +17,17 @@ class VideoDataset:
     Args:
         data_paths: `path label` text files or .npy arrays of paths (src/datasets/lists.py).
         reader: how the clips of a video are read.
+        labelled: as `read_list`.
 
     Raises:
         UserError: a list is missing, empty or has a line that cannot be read.
     """
 
-    def __init__(self, data_paths: Sequence[str | Path], reader: ClipReader) -> None:
-        lists = [read_list(path) for path in data_paths]
+    def __init__(self, data_paths: Sequence[str | Path], reader: ClipReader, labelled: bool = True) -> None:
+        lists = [read_list(path, labelled) for path in data_paths]
         self.sizes = [len(paths) for paths, _ in lists]
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        self._folders = [str(Path(path).resolve().parent) for path in data_paths]
+        self._folders = [list_folders(path) for path in data_paths]
         self._paths = PackedStrings(p for paths, _ in lists for p in paths)
         self.labels = np.array([label for _, labels in lists for label in labels], dtype=np.int64)
         self._reader = reader

@@ -15,7 +15,9 @@ from src.config.loading import check_ready, did_you_mean
 from src.config.schema import Section, key_table, present_key
 from src.config.sweep import Check, Planned, Record, plan
 from src.config.yaml_io import apply_overrides, read_mapping
+from src.launch.overrides import check_expanded, quote_names
 from src.utils.errors import UserError
+from src.utils.paths import path_argument
 
 Load = Callable[[str, Sequence[str]], tuple[str, Section]]
 
@@ -41,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         """Parse; the words with a `=` that are no option's go to `.overrides`.
 
         Raises:
-            UserError: an option that does not exist, or a word that is neither an option nor key=value.
+            UserError: an option that does not exist, a word that is neither an option nor key=value, or a list that a
+                shell has made several of.
         """
         args, rest = self.parse_known_args(argv)
         options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
@@ -55,7 +58,9 @@ class Parser(argparse.ArgumentParser):
             args.devices = [word for word in args.devices if "=" not in word]
         words = sys.argv[1:] if argv is None else argv
         # As typed: of two for one key the later counts. A word out of `--devices=a=b` is none of those typed.
-        args.overrides = sorted(swallowed + rest, key=lambda word: words.index(word) if word in words else len(words))
+        typed = sorted(swallowed + rest, key=lambda word: words.index(word) if word in words else len(words))
+        check_expanded(typed)
+        args.overrides = [quote_names(word) for word in typed]
         return args
 
 
@@ -174,7 +179,12 @@ def run_on_cluster(
 
 def _add_cluster_options(parser: Parser) -> None:
     """Everything but --fname; destinations are the fields of `Resources`."""
-    parser.add_argument("--folder", metavar="DIR", help="folder for the jobs' own logs, seen by every node (required)")
+    parser.add_argument(
+        "--folder",
+        type=path_argument,
+        metavar="DIR",
+        help="folder for the jobs' own logs, seen by every node (required)",
+    )
     parser.add_argument(
         "--batch-launch", action="store_true", help="FILE is a list of YAMLs, or a sweep: submit a job for each run"
     )

@@ -43,7 +43,7 @@ class Resources:
     """What is asked of the cluster; the flags of `main_distributed`."""
 
     cluster: str
-    folder: str
+    folder: str | Path
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

@@ -57,12 +57,12 @@ def attention_trunk(
 
 
 def mamba_trunk(
-    dim: int, depth: int, drop_path_rate: float = 0.0, **mixer_options: Any
+    dim: int, depth: int, drop_path_rate: float = 0.0, backend: str = "auto", **mixer_options: Any
 ) -> tuple[nn.ModuleList, nn.Module]:
     """Mamba blocks and the final norm. Initialisation: see docs/decisions.md, 'Initialisation of VideoMamba'."""
     rates = drop_rates(depth, drop_path_rate)
-    blocks = nn.ModuleList(MambaBlock(dim, rate, **mixer_options) for rate in rates)
-    return blocks, RMSNorm(dim, eps=1e-5)
+    blocks = nn.ModuleList(MambaBlock(dim, rate, backend, **mixer_options) for rate in rates)
+    return blocks, RMSNorm(dim, eps=1e-5, backend=backend)
 
 
 def hybrid_trunk(

@@ -22,6 +22,7 @@ from src.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from src.models.loading import CONFIG_FILE, WEIGHTS_FILE, CheckpointEntry, adapt_state_dict, open_weights
 from src.utils.checkpoint import save_atomic, strip_prefixes
 from src.utils.errors import UserError, one_line, run_cli
+from src.utils.paths import path_argument
 
 VJEPA_PREFIX = "module.backbone."  # DistributedDataParallel over MultiMaskWrapper
 _FACTS = ("epoch", "step", "samples", "loss", "lr", "batch_size", "world_size")
@@ -166,8 +167,10 @@ def into_new_folder(out: Path, write: Callable[[Path], str]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m src.models.export", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of ours, or published weights")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; it must be new or empty")
+    parser.add_argument(
+        "--checkpoint", type=path_argument, required=True, help="checkpoint of ours, or published weights"
+    )
+    parser.add_argument("--out", type=path_argument, required=True, help="folder to make; it must be new or empty")
     parser.add_argument("--format", choices=("safetensors", "vjepa"), default="safetensors")
     parser.add_argument("--checkpoint-key", help="which encoder of the checkpoint (default: target_encoder)")
     args = parser.parse_args(argv)

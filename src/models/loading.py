@@ -14,13 +14,22 @@ from torch import Tensor
 
 from src.models.attentive_pooler import AttentiveClassifier
 from src.models.backbone import VideoEncoder
+from src.models.lookalikes import refuse_vim
 from src.models.predictor import Predictor
 from src.models.registry import BACKBONES, default_num_heads
-from src.models.spec import EncoderSpec, describe_encoder, describe_predictor, encoder_spec, predictor_spec
+from src.models.spec import (
+    EncoderSpec,
+    describe_encoder,
+    describe_predictor,
+    encoder_spec,
+    predictor_spec,
+    refuse_rotary,
+)
 from src.models.weight_adaptation import Report, adapt, bare_names
 from src.utils.checkpoint import load, load_state_dict_strict, strip_prefixes
 from src.utils.errors import UserError, one_line
 from src.utils.logging import get_logger
+from src.utils.paths import expand_user
 
 logger = get_logger(__name__)
 T = TypeVar("T")
@@ -86,7 +95,7 @@ def load_encoder(path: str | Path, key: str | None = None, **changes: Any) -> Vi
 
 def open_weights(path: str | Path, key: str | None = None) -> CheckpointEntry:
     """Find a model in a file without reading its tensors yet. Arguments and errors are those of `load_encoder`."""
-    path = Path(path)
+    path = Path(expand_user(str(path)))
     if path.is_dir() or path.suffix == ".safetensors":
         return _open_export(path, key)
     return _pick(load(path, mmap=True), key, path)
@@ -99,6 +108,8 @@ def _pick(state: dict[str, Any], key: str | None, path: Path) -> CheckpointEntry
         key = next((place for place in _PLACES if place in state), TARGET)
     if not _are_weights(state.get(key)):
         found = [name for name, value in state.items() if value and _are_weights(value)]
+        for name in found:
+            refuse_rotary(strip_prefixes(state[name]), f"{path}, {name}")
         raise UserError(f"{path}: no weights under '{key}'; it holds {', '.join(found) or 'none'}")
     spec = None
     if isinstance(state.get("spec"), Mapping) and set(state["spec"]) == {*EncoderSpec._fields}:
@@ -118,19 +129,23 @@ def adapt_state_dict(
     keep_cls_token: bool = True,
     keep_head: bool = False,
     allow_unused: Iterable[str] = (),
+    backend: str | None = None,
 ) -> Weights:
     """Tensors of one of our encoders from those of a file.
 
     Args:
-        model_name: what it must be; it is read off the file anyway.
+        model_name: what it must be; it is read off the file, which only for a bare image model may need this word.
         img_size, num_frames, tubelet_size: sizes to build it for, where they are not to be those of the file: positions
             are resampled and the patch embedding is inflated. An image model is made one of 16 frames unless told.
         keep_cls_token: False drops the class token of a file that has one.
         keep_head: True keeps the classifier of a file that has one, for `encoder.logits`.
         allow_unused: names, or shell patterns of names, that may be left out. Anything else left over is an error.
+        backend: who computes (docs/backends.md); 'reference' for second derivatives, forward mode and torch.func.
     """
     report = Report(source.what)
     tensors = bare_names(source.tensors, report, allow_unused)
+    if source.spec is None:
+        refuse_vim(tensors, source.path, source.what, source.state.get("args"), model_name)
     file = source.spec or describe_encoder(tensors, source.what)
     if model_name not in (None, file.name):
         raise UserError(f"{source.what}: the weights are those of {file.name}, not of {model_name}")
@@ -140,6 +155,8 @@ def adapt_state_dict(
         raise UserError(f"{source.what}: it has no head to keep")
     if not keep_head and "num_classes" in options:
         options["num_classes"] = 0
+    if backend is not None:
+        options["backend"] = backend
     if not keep_cls_token and "cls_token" in options:
         options["cls_token"] = False
     wanted = EncoderSpec(file.name, options)
@@ -210,6 +227,8 @@ def _open_export(path: Path, key: str | None) -> CheckpointEntry:
     about = weights.with_name(CONFIG_FILE)
     try:
         config = json.loads(about.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and "model_type" in config:
+            raise ValueError(f"it is a {config['model_type']} model of Hugging Face's transformers")
         spec = EncoderSpec(config["model_name"], config["options"])
         own, training = config["checkpoint_key"], config["training"]
         tensors = load_file(weights)

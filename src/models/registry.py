@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from src.models.backbone import VideoEncoder
 from src.models.predictor import Predictor
+from src.models.utils.mamba import small_operators
 from src.models.videomamba import VideoMamba
 from src.models.vision_transformer import VisionTransformer
 from src.utils.errors import UserError
@@ -56,11 +57,22 @@ def default_num_heads(width: int) -> int:
     return max(heads, 1)
 
 
+def _with_backend(mixer: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`backend` as the trunk knows it: attention is PyTorch's fused one, which `reference` writes out."""
+    if mixer == "mamba" or "backend" not in options:
+        return options
+    rest = {key: value for key, value in options.items() if key != "backend"}
+    backend = small_operators(options["backend"])
+    options = options if mixer == "hybrid" else rest
+    return options | {"use_sdpa": False} if backend == "torch" else options
+
+
 def create_encoder(name: str, **options: Any) -> VideoEncoder:
     """Encoder `name`; options go to its constructor (img_size, patch_size, num_frames, tubelet_size, ...).
 
-    Options override the table's sizes (embed_dim, depth, num_heads). Raises UserError for an unknown name, and for one
-    that is a predictor's only.
+    Options override the table's sizes (embed_dim, depth, num_heads). `backend` is that of docs/backends.md; 'reference'
+    makes any encoder one of PyTorch's plain operations, which can be differentiated any number of times. Raises
+    UserError for an unknown name, and for one that is a predictor's only.
     """
     row = backbone_config(name)
     if name in PREDICTOR_ONLY:
@@ -68,18 +80,19 @@ def create_encoder(name: str, **options: Any) -> VideoEncoder:
     sizes: dict[str, Any] = {"embed_dim": row.embed_dim, "depth": row.depth}
     if row.num_heads is not None:
         sizes |= {"num_heads": row.num_heads, "mlp_ratio": row.mlp_ratio}
-    return ENCODERS[row.mixer](**sizes | options)
+    return ENCODERS[row.mixer](**sizes | _with_backend(row.mixer, options))
 
 
 def create_predictor(name: str, embed_dim: int, **options: Any) -> Predictor:
     """Predictor with the trunk of `name` for an encoder of width `embed_dim`.
 
-    Options go to its constructor and override the table's sizes (predictor_embed_dim, depth, num_heads).
-    Raises UserError for an unknown name.
+    Options go to its constructor and override the table's sizes (predictor_embed_dim, depth, num_heads). `backend` is
+    that of `create_encoder`. Raises UserError for an unknown name.
     """
     row = backbone_config(name)
     sizes: dict[str, Any] = {"predictor_embed_dim": row.embed_dim, "depth": row.depth}
-    options = sizes | {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
+    options = sizes | _with_backend(row.mixer, given)
     if row.num_heads is None:
         options.pop("num_heads", None)
     else:

@@ -105,9 +105,10 @@ def describe_encoder(tensors: Mapping[str, Tensor], what: str) -> EncoderSpec:
     """Which encoder has these tensors (bare names), read off their names and shapes, and fixed positions' values.
 
     Raises:
-        UserError: neither a ViT's nor a VideoMamba's names, a size that is not in the table, or positions that are
-            those of no grid.
+        UserError: neither a ViT's nor a VideoMamba's names, a size that is not in the table, rotary positions, or
+            positions that are those of no grid.
     """
+    refuse_rotary(tensors, what)
     mixer = next((kind for kind, key in _FIRST_BLOCK.items() if key in tensors), None)
     kernel = tensors.get(PATCH)
     if mixer is None or kernel is None or kernel.dim() not in (4, 5) or POS not in tensors:
@@ -135,6 +136,15 @@ def describe_encoder(tensors: Mapping[str, Tensor], what: str) -> EncoderSpec:
         grid, options["uniform_power"] = _fixed_grid(tensors[POS], what)
     options |= {"img_size": grid.h * options["patch_size"], "num_frames": grid.t * options["tubelet_size"]}
     return EncoderSpec(name, options)
+
+
+def refuse_rotary(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise UserError if these tensors (bare names) are a ViT's without positions: its attention turns its queries."""
+    if PATCH in tensors and _FIRST_BLOCK["attention"] in tensors and POS not in tensors:
+        raise UserError(
+            f"{what}: a ViT without {POS}: it has rotary positions, as V-JEPA 2's models, or lost its own; "
+            "only ViTs with fixed positions are read, such as V-JEPA's"
+        )
 
 
 def _learned_grid(tensors: Mapping[str, Tensor], cls_token: bool, what: str) -> Grid:

@@ -28,6 +28,8 @@ class VideoMamba(VideoEncoder):
     ('temporal'); tokens come in and go out in raster order either way.
     `pos_embed`: 'sincos' (fixed, 3-D), 'learned' (VideoMamba's: per patch plus per tubelet) or 'none'.
     `cls_token` puts a class token first in the sequence; `num_classes` adds the head that `logits` reads it with.
+    `backend`: who computes, 'auto' or a name of docs/backends.md. 'reference' is PyTorch's operations throughout: slow,
+    but with second derivatives, forward mode and torch.func, which compiled operators refuse.
     `clip`: img_size, patch_size, num_frames, tubelet_size, in_chans, uniform_power, as in VideoEncoder.
     """
 
@@ -46,7 +48,7 @@ class VideoMamba(VideoEncoder):
         drop_path_rate: float = 0.0,
         halve_directions: bool = False,
         scan_order: Literal["spatial", "temporal"] = "spatial",
-        scan_backend: str = "auto",
+        backend: str = "auto",
         **clip: Unpack[ClipOptions],
     ) -> None:
         super().__init__(embed_dim=embed_dim, **clip)
@@ -71,7 +73,7 @@ class VideoMamba(VideoEncoder):
             d_state=d_state,
             bidirectional=bidirectional,
             halve_directions=halve_directions,
-            scan_backend=scan_backend,
+            backend=backend,
         )
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
 

@@ -27,7 +27,10 @@ from src.ops.compiled import (
     threads_for,
     to_kernel_dtype,
 )
+from src.ops.foreign import INSTALL, kernel_runs
+from src.ops.once import backward_once, check_transforms
 
+_OPERATOR = "causal_conv1d"
 _BLOCK, _GRAIN = 64, 1 << 15  # channels of one task in conv_kernel.h; outputs that are worth a thread
 
 
@@ -107,9 +110,13 @@ def _register(name: str, devices: list[str], forward: Callable[..., Any], backwa
         ctx.save_for_backward(x, weight, bias)
 
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        dx, dweight, dbias = run_backward(grad, x, weight, bias, ctx.silu, ctx.reverse)
-        return dx, dweight, dbias if bias is not None else None, None, None
+        tensors = ctx.saved_tensors
+
+        def compute() -> tuple[Tensor | None, ...]:
+            dx, dweight, dbias = run_backward(grad, *tensors, ctx.silu, ctx.reverse)
+            return dx, dweight, dbias if tensors[2] is not None else None
+
+        return *backward_once(_OPERATOR, compute, grad, tensors), None, None
 
     torch.library.register_autograd(forward_name, gradients, setup_context=setup)
     run_forward = getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
@@ -118,7 +125,10 @@ def _register(name: str, devices: list[str], forward: Callable[..., Any], backwa
         dx, dweight, dbias = backward(grad, *tensors, *options)
         return dx, dweight, dbias if tensors[2] is not None else None
 
-    formula = direct.Formula(lambda tensors, options, _: (forward(*tensors, *options), ()), eager_gradients)
+    def eager(tensors: Sequence[Any], options: tuple, _: bool) -> tuple[Tensor, tuple]:
+        return forward(*tensors, *options), ()
+
+    formula = direct.Formula(_OPERATOR, eager, eager_gradients)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
         if not direct.possible(x):
@@ -143,25 +153,22 @@ def _triton() -> Any:
 
 
 @functools.cache
-def _cuda() -> Callable[..., Tensor]:
+def _cuda() -> Any:
     try:
-        from src.ops.selective_scan.cuda import causal_conv1d_cuda
+        from src.ops import cuda_conv1d
     except (ImportError, OSError) as error:  # OSError: built for another CUDA or torch
-        raise ImportError(
-            f"causal_conv1d: backend cuda is not available ({error}); install mamba-ssm and causal-conv1d: "
-            "pip install --no-build-isolation -e .[cuda] on a CUDA machine"
-        ) from error
-    return causal_conv1d_cuda
+        raise ImportError(f"causal_conv1d: backend cuda is not available ({error}); install {INSTALL}") from error
+    return cuda_conv1d
 
 
 @torch.compiler.assume_constant_result
 @functools.cache
 def _loads(name: str) -> bool:
     try:
-        {"cuda": _cuda, "triton": _triton}[name]()
+        found = {"cuda": _cuda, "triton": _triton}[name]()
     except ImportError:
         return False
-    return True
+    return name != "cuda" or kernel_runs("causal-conv1d", found.trial)
 
 
 def _choose(x: Tensor, width: int) -> str:
@@ -189,7 +196,8 @@ def causal_conv1d(
     `reverse` looks ahead instead of back: the result of flip, causal convolution, flip, without the flips.
     backend: 'auto', 'torch', 'cpu' (compiled), 'triton', 'cuda' (causal-conv1d).
     Raises ValueError on shapes that do not fit, an unknown activation or backend; ImportError or RuntimeError
-    when a named backend is missing.
+    when a named backend is missing. Only 'torch' has second derivatives, forward mode and torch.func; the others raise
+    RuntimeError (src/ops/once.py).
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
         raise ValueError(
@@ -202,8 +210,9 @@ def causal_conv1d(
     name = _choose(x, weight.shape[1]) if backend == "auto" else backend
     if name == "torch":
         return causal_conv1d_torch(x, weight, bias, activation, reverse)
+    check_transforms(_OPERATOR, (x, weight, bias))
     if name == "cuda":
-        return _cuda()(x, weight, bias, activation, reverse)
+        return _cuda().forward(x, weight, bias, activation, reverse)
     if name == "triton":
         run = _triton()
         if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from src.ops.once import backward_once
 
 
 class Formula(NamedTuple):
     """forward(tensors, options, keep) -> (out, what it keeps); backward(grad, tensors, options, kept) -> gradients.
 
+    operator: its name in messages.
     keep: whether a backward may follow. A gradient for each tensor, None where a tensor is absent.
     """
 
+    operator: str
     forward: Callable[[Sequence[Any], tuple, bool], tuple[Tensor, Sequence[Tensor]]]
     backward: Callable[[Tensor, Sequence[Any], tuple, Sequence[Tensor]], Sequence[Tensor | None]]
 
@@ -32,11 +35,14 @@ class _Call(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        saved = ctx.saved_tensors
-        got = ctx.formula.backward(grad, saved[: ctx.count], ctx.options, saved[ctx.count :])
-        return None, None, *got
+        formula, saved = ctx.formula, ctx.saved_tensors
+        tensors = saved[: ctx.count]
+
+        def compute() -> Sequence[Tensor | None]:
+            return formula.backward(grad, tensors, ctx.options, saved[ctx.count :])
+
+        return None, None, *backward_once(formula.operator, compute, grad, tensors)
 
 
 def possible(x: Tensor) -> bool:

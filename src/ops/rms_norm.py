@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.ops.compiled import call, data_ptr, has_library, threads_for
+from src.ops.once import backward_once, check_transforms
 
+_OPERATOR = "rms_norm"
 _GRAIN = 1 << 15  # elements that are worth a thread
 
 
@@ -67,18 +69,27 @@ def _setup(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
     if grad is None:
         return None, None, None
-    return *torch.ops.vjepa_mamba.norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+    x, weight, scale = ctx.saved_tensors
+
+    def compute() -> tuple[Tensor, Tensor]:
+        return torch.ops.vjepa_mamba.norm_backward(grad, x, weight, scale, ctx.eps)
+
+    return *backward_once(_OPERATOR, compute, grad, (x, weight)), None
 
 
 torch.library.register_autograd("vjepa_mamba::norm_forward", _gradients, setup_context=_setup)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: str = "auto") -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis: (..., D), (D,) -> (..., D).
 
-    float32 on the CPU runs in our kernel where it was built, everything else in PyTorch's.
+    backend: 'auto' (float32 on the CPU runs in our kernel where it was built, everything else in PyTorch's) or 'torch'.
+    Raises ValueError on an unknown backend, RuntimeError where the kernel has no derivative (src/ops/once.py).
     """
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"rms_norm: unknown backend {backend!r}; known: auto, torch")
     ours = x.device.type == "cpu" and x.dtype == torch.float32 and weight.dtype == torch.float32
-    if ours and has_library() and weight.shape == x.shape[-1:]:
+    if backend == "auto" and ours and has_library() and weight.shape == x.shape[-1:]:
+        check_transforms(_OPERATOR, (x, weight))
         return torch.ops.vjepa_mamba.norm_forward(x, weight, eps)[0]
     return F.rms_norm(x, weight.shape, weight, eps)

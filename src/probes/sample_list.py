@@ -5,6 +5,8 @@ Legend: M samples.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import numpy as np
 from src.datasets.embedded.generate import ensure_embedded
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
-from src.datasets.lists import read_list, resolve
+from src.datasets.list_lines import format_line
+from src.datasets.lists import list_folders, read_list, resolve
+from src.datasets.webdataset.web_dataset import shard_samples
 from src.utils.errors import UserError
 
 INNER_VAL_FRACTION = 0.1  # of the training samples, held out of fitting to choose between several heads
@@ -21,11 +25,15 @@ INNER_VAL_FRACTION = 0.1  # of the training samples, held out of fitting to choo
 
 @dataclass(frozen=True)
 class SampleList:
-    """Samples in order: `source` is what the data loader is given, `files` and `labels` (M,) are what it will find."""
+    """Samples in order: `source` is what the data loader is given, `files` and `labels` (M,) are what it will find.
+
+    `classes` are the names of class folders, by which the loader has to number those of `source`; None for lists.
+    """
 
     source: Path
     files: list[str]
     labels: np.ndarray
+    classes: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -34,30 +42,41 @@ class SampleList:
         """The samples `ids`, written to a list of their own at `path`, atomically."""
         files, labels = [self.files[i] for i in ids], self.labels[ids]
         temporary = path.with_name(path.name + ".tmp")
-        lines = (f"{Path(file).resolve()} {label}\n" for file, label in zip(files, labels))
-        temporary.write_text("".join(lines), encoding="utf-8")
+        # Not resolve(): what a link is called may be all that says where its path ends, and what kind of file it is.
+        lines = (format_line(os.path.abspath(file), label) for file, label in zip(files, labels))  # noqa: PTH100
+        temporary.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
         temporary.replace(path)
-        return SampleList(path, files, labels)
+        return SampleList(path, files, labels, self.classes)
 
 
-def read_sample_list(source: str | Path, dataset_type: str, key: str) -> SampleList:
-    """Files and labels of a list, or of a folder of class folders; `key` is where the config names it.
+def read_sample_list(
+    source: str | Path,
+    dataset_type: str,
+    key: str,
+    classes: Sequence[str] | None = None,
+    labelled: bool = True,
+    label_key: str | None = None,
+) -> SampleList:
+    """Files and labels of a list, of a folder of class folders, or of shards; `key` is where the config names it.
 
-    The embedded data set is written first where it is absent. Raises UserError when missing, malformed or empty.
+    The embedded data set is written first where it is absent. `classes`, those of the training set, number the class
+    folders of a validation set. `labelled` is `read_list`'s and WebVideoDataset's, `label_key` the latter's. Raises
+    UserError when missing, malformed or empty, and for a class folder that is not among `classes`.
     """
-    source = Path(source)
     if dataset_type == "WebVideoDataset":
-        raise UserError("data.dataset_type WebVideoDataset has no list to evaluate on: use VideoDataset with csv lists")
+        files, labels = shard_samples(str(source), key, labelled, label_key)
+        return SampleList(Path(source), files, np.asarray(labels, dtype=np.int64))
+    source = Path(source)
     if dataset_type in EMBEDDED and not source.exists():
-        ensure_embedded(source.parent, dataset_type)
+        ensure_embedded(source, dataset_type)
     if not source.exists():
         raise UserError(f"{key}: {source} does not exist")
     if dataset_type == "ImageDataset":
-        images = ImageDataset([source])
-        return SampleList(source, [images.path(i) for i in range(len(images))], images.labels)
-    files, labels = read_list(source)
-    folder = str(source.resolve().parent)
-    return SampleList(source, [resolve(file, folder) for file in files], np.asarray(labels, dtype=np.int64))
+        images = ImageDataset([source], classes=classes, labelled=labelled)
+        return SampleList(source, [images.path(i) for i in range(len(images))], images.labels, images.classes)
+    files, labels = read_list(source, labelled)
+    folders = list_folders(source)
+    return SampleList(source, [resolve(file, folders) for file in files], np.asarray(labels, dtype=np.int64))
 
 
 def check_labels(samples: SampleList, num_classes: int) -> None:

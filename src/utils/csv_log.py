@@ -20,7 +20,7 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file, lineterminator="\n").writerows([columns, *rows])
         temporary.replace(path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -37,6 +38,8 @@ def run_cli(fn: Callable[[], int | None]) -> None:
         SystemExit: with fn's code, 2 for a UserError (printed as one line), 130 for Ctrl-C. Any other exception passes
             through and shows its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has: a file's name may be in no encoding at all
     try:
         code = fn()
     except UserError as error:

@@ -89,6 +89,8 @@ def empty_list(path):
         (put_code, [], ("jepa-latest.pth.tar: refused: ", "mkdir")),
         (None, ["data.num_classes=9"], ("train.csv: labels run from 0 to 15", "data.num_classes=16")),
         (empty_list, ["data.dataset_val=empty.csv"], ("empty.csv is empty",)),
+        (None, ["data.dataset_type=ImageDataset"], ("run.yaml: data.dataset_type", "image_classification_frozen")),
+        (None, ["data.dataset_val=~nobody-here/val.csv"], ("data.dataset_val: ~nobody", "no user 'nobody-here'")),
         (None, ["data.dataset_val=no.csv"], ("data.dataset_val: no.csv does not exist",)),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from src.launch.cli import Parser, wait_without_spinning
 from src.utils.errors import UserError, run_cli
+from src.utils.paths import path_argument
 
 
 def main() -> int:
@@ -13,8 +12,10 @@ def main() -> int:
     parser = Parser("tools.report", "Write a page of what a run did and learned; of several runs, a comparison.")
     parser.usage = "%(prog)s FOLDER [FOLDER ...] [options]"
     parser.epilog = "Whatever a folder does not hold yet is named on the page in place of the picture."
-    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="folder of a run (logging.folder)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: report.html in the first folder")
+    parser.add_argument(
+        "folders", metavar="FOLDER", type=path_argument, nargs="+", help="folder of a run (logging.folder)"
+    )
+    parser.add_argument("--out", metavar="FILE", type=path_argument, help="default: report.html in the first folder")
     parser.add_argument("--clips", metavar="N", type=int, help="clips that the model is run on (default: 8 to 24)")
     args = parser.parse_args()
     if args.clips is not None and args.clips < 2:
@@ -26,7 +27,7 @@ def main() -> int:
     out = args.out or args.folders[0] / "report.html"
     page = build_page(read_runs(args.folders), args.clips)
     try:
-        out.write_text(page, encoding="utf-8")
+        out.write_text(page, encoding="utf-8", errors="backslashreplace")  # a name in no encoding at all
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     print(f"report: {out} ({len(page) / 1e6:.1f} MB)")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from src.launch.cli import Parser
 from src.utils.errors import UserError, run_cli
+from src.utils.paths import path_argument
 from tools.study.records import (
     COLUMNS,
     DIAGNOSTICS_COLUMNS,
@@ -141,7 +142,9 @@ def main() -> int:
     parser = Parser("tools.study.page", "Make the tables and plots of a page anew from the csv files beside it.")
     parser.usage = "%(prog)s [PAGE]"
     parser.epilog = "A csv is written by `python -m tools.study`; the words of the page are left alone."
-    parser.add_argument("page", metavar="PAGE", type=Path, nargs="?", default=PAGE, help="default: docs/study.md")
+    parser.add_argument(
+        "page", metavar="PAGE", type=path_argument, nargs="?", default=PAGE, help="default: docs/study.md"
+    )
     args = parser.parse_args()
     from tools.study.plots import draw  # matplotlib takes its time
 

@@ -32,6 +32,7 @@ from src.launch.cli import Parser
 from src.utils.csv_log import write_csv
 from src.utils.errors import EXIT_INTERRUPTED, UserError, run_cli
 from src.utils.logging import get_logger
+from src.utils.paths import path_argument
 from tools.study.records import COLUMNS, DIAGNOSTICS, DIAGNOSTICS_COLUMNS, diagnostics_path
 
 logger = get_logger(__name__)
@@ -49,10 +50,13 @@ def main() -> int:
     parser.add_argument("sweep", metavar="SWEEP", help="sweep file, as configs/sweeps/why_it_failed.yaml")
     parser.add_argument("--probe", metavar="EVAL", required=True, help="YAML of the evaluation, for every run")
     parser.add_argument(
-        "--out", metavar="CSV", type=Path, help="default, of the sweep as it stands: docs/results/NAME-OF-THE-SWEEP.csv"
+        "--out",
+        metavar="CSV",
+        type=path_argument,
+        help="default, of the sweep as it stands: docs/results/NAME-OF-THE-SWEEP.csv",
     )
     parser.add_argument("--only", metavar="ROW", nargs="+", help="rows of the sweep to run (default: all)")
-    parser.add_argument("--folder", type=Path, help="holds the folders of the runs (default: the sweep's)")
+    parser.add_argument("--folder", type=path_argument, help="holds the folders of the runs (default: the sweep's)")
     parser.add_argument("--dry-run", action="store_true", help="check and list the runs, do nothing")
     args = parser.parse(None)
     out = args.out or Path("docs/results") / f"{Path(args.sweep).stem}.csv"

@@ -1,8 +1,8 @@
 """Reading exact frames out of video files.
 
 Two decoders sit behind one interface. `pyav` (pyav_reader.py) finds every frame by its time stamp, or by counting where
-there are none. `decord` is decord as it comes, which is fast and, on several containers, wrong. `auto` is `pyav`: it is
-exact on every container, and no slower (docs/data.md has the figures).
+there are none, and gives it as players show it (picture.py). `decord` is decord as it comes, which is fast and, on
+several containers, wrong. `auto` is `pyav`: it is exact on every container, and no slower (figures in docs/data.md).
 
 Shapes: frames are uint8 RGB (n, H, W, 3).
 """
@@ -10,6 +10,7 @@ Shapes: frames are uint8 RGB (n, H, W, 3).
 from __future__ import annotations
 
 import io
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def open_video(
     if decoder not in DECODERS:
         raise ValueError(f"decoder {decoder!r} is not one of {', '.join(DECODERS)}")
     label = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
-    _check_source(source, label, allow_truncated)
+    check_source(source, label, allow_truncated)
     return _DecordVideo(source, label) if decoder == "decord" else PyAVVideo(source, label, allow_truncated)
 
 
@@ -66,11 +67,12 @@ def read_frames(source: str | Path | bytes, indices: Sequence[int] | np.ndarray,
 
 def open_stream(path: str | Path) -> VideoStream:
     """Open a video of any length to read its frames one after another. Raises DecodeError."""
-    _check_source(path, str(path), allow_truncated=False)
+    check_source(path, str(path), allow_truncated=False)
     return VideoStream(Path(path), str(path))
 
 
-def _check_source(source: str | Path | bytes, label: str, allow_truncated: bool) -> None:
+def check_source(source: str | Path | bytes, label: str, allow_truncated: bool) -> None:
+    """Refuse what is no file, or an empty or shortened one. Raises DecodeError."""
     try:
         if not isinstance(source, bytes) and not stat.S_ISREG(mode := Path(source).stat().st_mode):
             # Opening a pipe would wait for a writer, for ever.
@@ -102,7 +104,10 @@ class _DecordVideo:
 
         self._label = label
         self._errors = (decord.DECORDError, RuntimeError)
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        if not isinstance(source, bytes) and os.fsencode(source) != str(source).encode("utf-8", "replace"):
+            source = Path(source).read_bytes()  # decord takes no name that is not UTF-8
+        # Absolute, or FFmpeg would take what stands before a colon for a protocol.
+        file = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
         try:
             # More than one thread per worker is 16 to 34 % slower.
             self._reader = decord.VideoReader(file, num_threads=1, ctx=decord.cpu(0))

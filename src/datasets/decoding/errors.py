@@ -10,8 +10,7 @@ import numpy as np
 class DecodeError(Exception):
     """A video that cannot give the frames asked for.
 
-    kind is one of: missing, directory, permission, empty, unreadable, no_video, truncated, corrupt, short, long,
-    no_label.
+    kind is one of: missing, directory, permission, empty, unreadable, no_video, truncated, corrupt, short or long.
     """
 
     def __init__(self, path: str, kind: str, reason: str) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from functools import cache
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from src.datasets.decoding.errors import DecodeError, first_line
+from src.datasets.decoding.picture import Fit, PictureConverter
 
 
 class PyAVFile:
-    """The container of a path or of bytes, and its first stream of pictures. Raises DecodeError."""
+    """The container of a path or of bytes, and the stream of pictures that players show. Raises DecodeError."""
 
     def __init__(self, source: str | Path | bytes, label: str) -> None:
         import av
@@ -22,23 +23,43 @@ class PyAVFile:
         self._av, self._label = av, label
         # What PyAV raises on damaged files beside its own errors: streams that come and go, numbers that make no sense.
         self._errors = (av.FFmpegError, ValueError, IndexError, ArithmeticError, MemoryError)
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         try:
-            self._container = av.open(file, "r", metadata_errors="ignore")
-            self._stream = self._video_stream()
+            self._container = self._open(source)
+            self._stream = self._video_stream(source)
         except self._errors as error:
             raise DecodeError(label, "unreadable", first_line(error)) from None
 
-    def _video_stream(self) -> Any:
-        cover = self._av.stream.Disposition.attached_pic
-        streams = [s for s in self._container.streams.video if not s.disposition & cover]
+    def _open(self, source: str | Path | bytes) -> Any:
+        # "file:", or FFmpeg would take what stands before a colon for a protocol.
+        file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
+        return self._av.open(file, "r", metadata_errors="ignore")
+
+    def _video_stream(self, source: str | Path | bytes) -> Any:
+        """The default stream, else the largest (as FFmpeg chooses); never a cover or a still beside moving pictures."""
+        kinds = self._av.stream.Disposition
+        stills = kinds.attached_pic | kinds.timed_thumbnails | kinds.still_image
+        streams = [s for s in self._container.streams.video if not s.disposition & stills]
         if not streams:
             raise DecodeError(self._label, "no_video", "has no video stream")
-        context = streams[0].codec_context
-        if context is None:
+        streams = [s for s in streams if s.codec_context is not None]
+        if not streams:
             raise DecodeError(self._label, "no_video", "its video stream has no known codec")
-        context.thread_count, context.thread_type = 1, "NONE"
-        return streams[0]
+        if len(streams) > 1:
+            moving = self._moving(source, [s.index for s in streams])
+            streams = [s for s in streams if s.index in moving] or streams
+        best = max(streams, key=lambda s: (bool(s.disposition & kinds.default), s.width * s.height, -s.index))
+        best.codec_context.thread_count, best.codec_context.thread_type = 1, "NONE"
+        return best
+
+    def _moving(self, source: str | Path | bytes, indices: Sequence[int]) -> set[int]:
+        """Those of several streams that hold more than one picture. Opens the file again, and reads until it knows."""
+        packets = dict.fromkeys(indices, 0)
+        with self._open(source) as container:
+            for packet in container.demux([container.streams[i] for i in indices]):
+                packets[packet.stream.index] += packet.size > 0
+                if min(packets.values()) > 1:
+                    break
+        return {index for index, count in packets.items() if count > 1}
 
     def _sound(self, frames: Iterator[Any]) -> Iterator[Any]:
         for frame in frames:
@@ -46,38 +67,21 @@ class PyAVFile:
                 raise DecodeError(self._label, "corrupt", "a damaged frame")
             yield frame
 
-    def converter(self) -> Callable[[Any], np.ndarray]:
-        """From PyAV's frames to RGB uint8 arrays (H, W, 3), all of the first one's size. Raises DecodeError."""
-        reformatter, size, one_thread = self._av.video.reformatter.VideoReformatter(), None, _one_thread()
+    def converter(self, fit: Fit | None = None) -> Callable[[Any], np.ndarray]:
+        """From PyAV's frames to RGB uint8 arrays (H, W, 3) as players show them, all of one size. Raises DecodeError.
+
+        `fit` changes that size, given as (width, height).
+        """
+        picture = PictureConverter(self._label, self._stream.sample_aspect_ratio, fit)
 
         def convert(frame: Any) -> np.ndarray:
-            nonlocal size
-            size = size or (frame.width, frame.height)
             try:
-                plane = reformatter.reformat(frame, *size, "rgb24", **one_thread).planes[0]
+                return picture(frame)
             except self._errors as error:
                 raise DecodeError(self._label, "corrupt", first_line(error)) from None
-            # PyAV's planes are buffers, which its types do not say.
-            rows = np.frombuffer(plane, np.uint8).reshape(size[1], plane.line_size)  # type: ignore[call-overload]
-            return rows[:, : size[0] * 3].reshape(size[1], size[0], 3)
 
         return convert
 
     def close(self) -> None:
         """Let go of the file."""
         self._container.close()
-
-
-@cache
-def _one_thread() -> dict[str, int]:
-    """Arguments that keep PyAV's colour conversion in this thread, which before PyAV 17 it always was.
-
-    Starting threads for it takes 14 times as long as converting a frame of 64 pixels, and twice as long for 640 x 360.
-    """
-    import av
-
-    try:
-        av.video.reformatter.VideoReformatter().reformat(av.VideoFrame(16, 16, "yuv420p"), format="rgb24", threads=1)
-    except TypeError:
-        return {}
-    return {"threads": 1}

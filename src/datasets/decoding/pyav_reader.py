@@ -1,7 +1,8 @@
 """Exact frames through PyAV, whatever the container does to time stamps and seeking.
 
 The file is demuxed once and its packets are kept, so the presentation time of every frame is known: frame i is the i-th
-time stamp, decoding starts at the last keyframe shown at or before it, and no container's idea of seeking is trusted.
+time stamp, decoding starts at the last keyframe shown at or before it, and no container's idea of seeking is trusted,
+nor, for H.264, its idea of keyframes (clean_start.py).
 Files whose time stamps are missing or ambiguous (AVI, MPEG program streams) are decoded from their first packet and
 counted. A reader holds the compressed file in memory.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from src.datasets.decoding.clean_start import is_clean_start
 from src.datasets.decoding.errors import DecodeError, checked_indices, first_line
 from src.datasets.decoding.pyav_file import PyAVFile
 
@@ -53,15 +55,25 @@ class PyAVVideo(PyAVFile):
     def _time_table(self) -> list[int] | None:
         """Presentation times in the order shown, or None where packets do not name their frames one to one."""
         shown = [p.pts for p in self._packets if not p.is_discard]
-        if None in shown or len(set(shown)) != len(shown) or not self._packets or not self._packets[0].is_keyframe:
+        if None in shown or len(set(shown)) != len(shown):
             return None
         if self._container.format.name in ("avi", "mpeg", "mpegvideo", "h264", "hevc", "m4v"):
             return None  # times are guessed by the demuxer
         # Keyframes in decoding order, and the time from which a decoder started there shows everything.
-        self._key_packet = [i for i, p in enumerate(self._packets) if p.is_keyframe and p.pts is not None]
+        keys = [i for i, p in enumerate(self._packets) if p.is_keyframe and p.pts is not None]
+        context = self._stream.codec_context
+        if context.name == "h264":
+            keys = [i for i in keys if is_clean_start(bytes(self._packets[i]), context.extradata)]
+        if not keys or keys[0] != 0:
+            return None  # decoders leave out what they cannot show rightly at the beginning
+        self._key_packet = keys
         self._key_pts = [self._packets[i].pts for i in self._key_packet]
-        if not self._key_pts or self._key_pts != sorted(self._key_pts):
+        if self._key_pts != sorted(self._key_pts):
             return None
+        first = self._key_pts[0]
+        if min(shown) < first:  # cut out of an open group of pictures: some of those before the first keyframe are lost
+            leading = takewhile(lambda frame: frame.pts < first, self._decode(0))
+            shown = [frame.pts for frame in leading] + [time for time in shown if time >= first]
         return sorted(shown)
 
     def _decode(self, first: int) -> Iterator[Any]:
@@ -101,7 +113,7 @@ class PyAVVideo(PyAVFile):
         try:
             frames = self._read_by_time(order) if self._pts is not None else self._read_by_count(order)
         except DecodeError:
-            # A keyframe that is not a clean start (intra refresh) looks like damage: the first packet decides.
+            # A keyframe that is not a clean start, of another codec, looks like damage: the first packet decides.
             if self._pts is None:
                 raise
             frames = self._read_by_time(order, from_start=True)

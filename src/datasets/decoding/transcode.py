@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 
-from src.datasets.decoding.decode import DecodeError, open_video
-from src.datasets.decoding.errors import first_line
+from src.datasets.decoding.decode import open_video
+from src.datasets.decoding.errors import DecodeError, first_line
+from src.datasets.decoding.pyav_reader import PyAVVideo
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,33 @@ class Transcoded:
     height: int
 
 
+# What is written says so (ITU-T H.273): BT.601 with video range, as readers that do not look assume.
+_BT601, _VIDEO_RANGE = 6, 1
+
+
 def transcode(path: str, recipe: Recipe) -> Transcoded:
-    """A video as H.264 in mp4: every frame of it, at its mean rate, without sound. Raises DecodeError."""
+    """A video as H.264 in mp4: every frame as it is shown, at the mean rate, without sound. Raises DecodeError.
+
+    Frames go through the RGB that reading gives, so that what is written reads like its source: upright, with square
+    pixels, in the same colours. Primaries and transfer function are handed on (HDR stays HDR).
+    """
     import av
 
     source = open_video(path, "pyav")
+    assert isinstance(source, PyAVVideo)
     buffer = io.BytesIO()
     count = 0
     width = height = 0
     try:
-        rate = Fraction(source.fps).limit_denominator(1001)
+        rate = rational_rate(source.fps)
+        to_rgb = source.converter(partial(fitted, short_side=recipe.short_side))
         with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
             stream = target.add_stream("libx264", rate=rate)
-            converter = av.video.reformatter.VideoReformatter()
-            for frame in source.frames():  # type: ignore[attr-defined]
+            to_yuv = av.video.reformatter.VideoReformatter()
+            for frame in source.frames():
+                rgb = av.VideoFrame.from_ndarray(to_rgb(frame), format="rgb24")
                 if count == 0:
-                    width, height = fitted(frame.width, frame.height, recipe.short_side)
+                    width, height = rgb.width, rgb.height
                     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                     stream.thread_count = 1
                     stream.options = {
@@ -69,7 +82,12 @@ def transcode(path: str, recipe: Recipe) -> Transcoded:
                         "coder": "0",  # CAVLC decodes a quarter faster than CABAC, for a sixth more bytes
                         "threads": "1",
                     }
-                picture = converter.reformat(frame, width, height, "yuv420p", interpolation="AREA")
+                    context = stream.codec_context
+                    context.colorspace, context.color_range = _BT601, _VIDEO_RANGE
+                    context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
+                picture = to_yuv.reformat(
+                    rgb, format="yuv420p", dst_colorspace=_BT601, dst_color_range=_VIDEO_RANGE, interpolation="AREA"
+                )
                 picture.pts, picture.time_base = count, 1 / rate
                 picture.pict_type = av.video.frame.PictureType.NONE
                 target.mux(stream.encode(picture))
@@ -82,6 +100,11 @@ def transcode(path: str, recipe: Recipe) -> Transcoded:
     if count != source.n_frames:
         raise DecodeError(path, "short", f"{source.n_frames} frames announced, {count} came")
     return Transcoded(buffer.getvalue(), count, float(rate), width, height)
+
+
+def rational_rate(fps: float) -> Fraction:
+    """Frames per second as a fraction of small numbers: 30000/1001, or 1/3600 for a frame an hour."""
+    return Fraction(fps).limit_denominator(1001) if fps > 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
 
 
 def fitted(width: int, height: int, short_side: int) -> tuple[int, int]:

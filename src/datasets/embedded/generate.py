@@ -16,6 +16,7 @@ import dataclasses
 import errno
 import importlib.metadata
 import json
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -37,7 +38,10 @@ from src.datasets.embedded.store import (
     temporary_sibling,
 )
 from src.utils.errors import UserError, run_cli
+from src.utils.paths import path_argument
 from src.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raised when the same settings would give other clips than before
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -195,9 +199,31 @@ def write_motion(
         raise UserError(f"cannot write {error.filename or root}: {error.strerror}; choose another folder") from error
 
 
-def ensure_embedded(root: str | Path, dataset_type: str) -> bool:
-    """`write_motion` for data that a config names and that is mostly there already; `dataset_type` is of EMBEDDED."""
-    return write_motion(root, SCENES[EMBEDDED[dataset_type]])
+def ensure_embedded(list_path: str | Path, dataset_type: str) -> bool:
+    """`write_motion` for a list that a config names and that is mostly there already; `dataset_type` is of EMBEDDED.
+
+    A mistyped path must not fill a disk, so a set is made only where the folder that its own lies in exists, or below
+    the working folder.
+
+    Raises:
+        UserError: as `write_motion`, and where the path is none that a set could have.
+    """
+    path, scene = Path(list_path), SCENES[EMBEDDED[dataset_type]]
+    root = path.parent
+    if not path.exists():
+        lists = [f"{split}{what}.csv" for split in SPLITS for what in label_lists(scene)]
+        if path.name not in lists:
+            raise UserError(f"{path} does not exist, and {dataset_type} has only the lists {', '.join(lists)}")
+        home, place = Path.cwd(), Path(os.path.abspath(root))  # noqa: PTH100 (resolve() would follow links)
+        # Everything is below the root of a disk: there an absolute path says no more than any other.
+        below = place.is_relative_to(home) and not (home == home.parent and root.is_absolute())
+        if not below and not place.parent.is_dir():
+            raise UserError(
+                f"{path} does not exist, and {dataset_type} is not written there, as {place.parent} does not exist "
+                "either: mend the path, or make that folder"
+            )
+        logger.info("%s: writing the embedded set to %s", dataset_type, root)
+    return write_motion(root, scene)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -206,7 +232,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m src.datasets.embedded.generate", description="Write or check the embedded data set."
     )
     parser.add_argument("--scene", choices=SCENES, default="digits", help="what is to be seen (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="its folder (default: data/motion for digits, else data/SCENE)")
+    parser.add_argument(
+        "--out", type=path_argument, help="its folder (default: data/motion for digits, else data/SCENE)"
+    )
     parser.add_argument("--train", type=int, default=4096, help="training clips (default: %(default)s)")
     parser.add_argument("--val", type=int, default=1024, help="validation clips (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which set (default: %(default)s)")

@@ -32,7 +32,7 @@ def read_rows(path: Path) -> list[dict]:
 def write(path: Path, text: str) -> None:
     """A file that is there whole or not at all."""
     part = path.with_name(path.name + ".tmp")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8", errors="surrogateescape")
     sync(part)
     part.replace(path)
 
@@ -61,12 +61,13 @@ def check(out: Path) -> list[str]:
             problems.append(f"{tar.name}: missing")
             continue
         try:
-            entries, errors = scan(str(tar))
+            contents = scan(str(tar))
         except UserError as error:
             problems.append(str(error))
             continue
-        problems.extend(f"{name}: {reason}" for name, _, reason in errors)
-        found = {entry.key: entry for entry in entries}
+        # A shard of videos that could not be read is empty, and was made so.
+        problems.extend(f"{name}: {reason}" for name, kind, reason in contents.errors if kind != "empty")
+        found = {entry.key: entry for entry in contents.entries}
         with tar.open("rb") as file:
             for row in read_rows(rows_file(out, number)):
                 if "kind" in row:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -18,9 +17,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from src.datasets.batch import Fetched, Skipped
 from src.datasets.clip_reader import ClipReader, Sample
 from src.datasets.decoding.decode import DecodeError
-from src.datasets.sample_fetcher import WorkerTracker
+from src.datasets.sample_fetcher import WorkerTracker, skip
 from src.datasets.samplers import hash_seed
-from src.datasets.webdataset.shards import VIDEO_SUFFIXES
+from src.datasets.webdataset.shard_stream import ShardStream, StreamedVideo
 from src.utils.errors import UserError
 
 # Undecoded samples a reader draws from at random.
@@ -36,6 +35,7 @@ class WebVideoStream(IterableDataset):
         training: shuffle and go on for ever; otherwise every sample once, and a smaller last batch.
         rank, world_size, num_workers: the readers.
         reader: how the clips of a video are read.
+        labelled, label_key: as WebVideoDataset.
 
     Attributes:
         start_step, total_steps: steps to make, in training.
@@ -55,6 +55,8 @@ class WebVideoStream(IterableDataset):
         world_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
+        labelled: bool = True,
+        label_key: str | None = None,
     ) -> None:
         self._readers = world_size * max(num_workers, 1)
         if len(urls) < self._readers:
@@ -64,7 +66,8 @@ class WebVideoStream(IterableDataset):
             )
         self._urls, self._batch_size, self._training = list(urls), batch_size, training
         self._rank, self._num_workers, self._seed = rank, max(num_workers, 1), seed
-        self._reader = reader
+        self._reader, self._labelled, self._label_key = reader, labelled, label_key
+        self._notes: list[str] = []
         self.start_step, self.total_steps = 0, 0
         self.tracker: WorkerTracker | None = None
 
@@ -75,7 +78,12 @@ class WebVideoStream(IterableDataset):
     def __iter__(self) -> Iterator[Fetched]:
         info = get_worker_info()
         worker = info.id if info is not None else 0
-        return self._train(worker) if self._training else self._evaluate(worker)
+        batches = self._train(worker) if self._training else self._evaluate(worker)
+        if self.tracker is None:
+            yield from batches
+        else:
+            with self.tracker.noting():
+                yield from batches
 
     def _train(self, worker: int) -> Iterator[Fetched]:
         # The loader asks worker 0 first, for start_step; whose shards those are does not depend on start_step.
@@ -91,7 +99,7 @@ class WebVideoStream(IterableDataset):
 
     def _evaluate(self, worker: int) -> Iterator[Fetched]:
         errors: list[Skipped] = []
-        raw: list[dict[str, Any]] = []
+        raw: list[StreamedVideo] = []
         step = worker
         for sample in self._read(self._urls[self._rank * self._num_workers + worker :: self._readers], errors):
             raw.append(sample)
@@ -101,14 +109,14 @@ class WebVideoStream(IterableDataset):
         if raw or errors:
             yield self._decode(raw, step, errors)
 
-    def _samples(self, worker: int, errors: list[Skipped]) -> Iterator[dict[str, Any]]:
+    def _samples(self, worker: int, errors: list[Skipped]) -> Iterator[StreamedVideo]:
         """A reader's samples, pass after pass, shuffled in a buffer; ends when a whole pass gives none."""
         reader = self._rank * self._num_workers + worker
         number = 0
         while True:
             order = np.random.default_rng(hash_seed(self._seed, 4, number)).permutation(len(self._urls))
             rng = np.random.default_rng(hash_seed(self._seed, 5, reader, number))
-            buffer: list[dict[str, Any]] = []
+            buffer: list[StreamedVideo] = []
             count = 0
             for sample in self._read([self._urls[i] for i in order[reader :: self._readers]], errors):
                 count += 1
@@ -121,68 +129,40 @@ class WebVideoStream(IterableDataset):
                 return
             number += 1
 
-    def _read(self, urls: Sequence[str], errors: list[Skipped]) -> Iterator[dict[str, Any]]:
-        """Undecoded samples with a video and a label. A shard that fails is a fault, and the next one follows."""
+    def _read(self, urls: Sequence[str], errors: list[Skipped]) -> Iterator[StreamedVideo]:
+        """Undecoded videos. A shard that fails is a fault, and the next one follows."""
         for url in urls:
-            found = 0
-            for sample in _open_shard(url, errors):
-                found += 1
-                yield sample
-            if found == 0 and not (errors and errors[-1].path == url):
-                errors.append(Skipped(url, "empty", "no samples"))
+            stream = ShardStream(url, self._labelled, self._label_key)
+            yield from stream
+            errors.extend(Skipped(*error) for error in stream.errors)
+            if stream.strangers:
+                count, first = len(stream.strangers), stream.strangers[0]
+                self._notes.append(f"{url}: passed over {count} files that belong to no sample, as {first}")
 
-    def _decode(self, raw: list[dict[str, Any]], step: int, errors: list[Skipped]) -> Fetched:
+    def _decode(self, raw: list[StreamedVideo], step: int, errors: list[Skipped]) -> Fetched:
         skipped, attempts = list(errors), len(raw) + len(errors)
         errors.clear()
         found: list[tuple[str, Sample] | None] = []
         worker = get_worker_info()
-        for place, sample in enumerate(raw):
+        for place, one in enumerate(raw):
             if worker is not None and self.tracker is not None:
-                self.tracker.at(worker.id, self._urls.index(sample["__url__"]))
-            name = f"{sample['__url__']}::{sample['__key__']}"
+                self.tracker.at(worker.id, self._urls.index(one.url))
             try:
-                found.append((name, self._load(sample, name, hash_seed(self._seed, 6, self._rank, step, place))))
+                self._reader.check_size(one.name, len(one.data))
+                seed = hash_seed(self._seed, 6, self._rank, step, place)
+                found.append((one.name, self._reader.read(one.data, one.name, one.label, seed)))
             except DecodeError as error:
-                skipped.append(Skipped(error.path, error.kind, error.reason))
+                skipped.append(skip(error))
                 found.append(None)
         good = [f for f in found if f is not None]
         if self._training and good:
             good = [f if f is not None else good[i % len(good)] for i, f in enumerate(found)]
         names = [name for name, _ in good]
-        return Fetched([s for _, s in good], [-1] * len(good), names, step, attempts, skipped)
-
-    def _load(self, sample: dict[str, Any], name: str, seed: int) -> Sample:
-        video = next((sample[s] for s in VIDEO_SUFFIXES if s in sample), None)
-        if video is None:
-            raise DecodeError(name, "no_video", "has no video")
-        label = sample.get("cls", b"").strip()
-        if not label.lstrip(b"-").isdigit():
-            raise DecodeError(name, "no_label", f"its .cls holds {label[:20]!r}, not a number")
-        self._reader.check_size(name, len(video))
-        return self._reader.read(video, name, int(label), seed)
+        notes, self._notes = self._notes, []
+        return Fetched([s for _, s in good], [-1] * len(good), names, step, attempts, skipped, notes)
 
 
-def _take(buffer: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+def _take(buffer: list[StreamedVideo], rng: np.random.Generator) -> StreamedVideo:
     place = int(rng.integers(len(buffer)))
     buffer[place], buffer[-1] = buffer[-1], buffer[place]
     return buffer.pop()
-
-
-def _open_shard(url: str, errors: list[Skipped]) -> Iterator[dict[str, Any]]:
-    from webdataset.gopen import gopen_schemes
-    from webdataset.tariterators import tarfile_samples
-
-    gopen_schemes.setdefault("s3", _open_s3)
-
-    def note(error: Exception) -> bool:
-        errors.append(Skipped(url, "unreadable", " ".join(str(error).split())[:200]))
-        return False
-
-    yield from tarfile_samples([{"url": url}], handler=note)
-
-
-def _open_s3(url: str, mode: str = "rb", bufsize: int = 8192) -> Any:
-    """An object as a stream, through the aws command, without a shell in between."""
-    from webdataset.gopen import Pipe
-
-    return Pipe(["aws", "s3", "cp", url, "-"], mode=mode, bufsize=bufsize, ignore_status=[141, 23])

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from src.ops.compiled import has_library
+from src.ops.foreign import INSTALL, kernel_runs
+from src.ops.once import check_transforms
 from src.ops.selective_scan.chunked import selective_scan_chunked
 from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
-from src.ops.selective_scan.inputs import Direction, ScanInputs
+from src.ops.selective_scan.inputs import OPERATOR, Direction, ScanInputs
 from src.ops.selective_scan.reference import selective_scan_reference
 
 __all__ = ["BACKENDS", "Direction", "available_backends", "selective_scan", "selective_scan_bidirectional"]
@@ -28,7 +30,7 @@ BACKENDS: dict[str, tuple[str, str]] = {
     "reference": ("reference", ""),
     "chunked": ("chunked", ""),
     "cpu": ("cpu", ""),
-    "cuda": ("cuda", "mamba-ssm and causal-conv1d: pip install --no-build-isolation -e .[cuda] on a CUDA machine"),
+    "cuda": ("cuda", INSTALL),
     "triton": ("triton", "pip install -U triton"),
 }
 
@@ -62,7 +64,7 @@ def _loads(name: str) -> bool:
         load_backend(name)
     except ImportError:
         return False
-    return True
+    return name != "cuda" or kernel_runs("mamba-ssm", importlib.import_module(f"{_PACKAGE}.cuda").trial)
 
 
 @torch.compiler.assume_constant_result
@@ -126,7 +128,8 @@ def selective_scan(
     u, delta, z: (B, E, L); A: (E, N); B, C: (B, N, L); D, delta_bias: (E,). Returns (B, E, L) in u's dtype.
     `delta_softplus`: the step is softplus(delta + delta_bias). `reverse`: time runs from L-1 to 0.
     Raises ValueError on shapes that do not fit or an unknown backend, ImportError or RuntimeError when a named
-    backend is missing.
+    backend is missing. Only 'reference' has second derivatives, forward mode and torch.func; the others raise
+    RuntimeError (src/ops/once.py).
     """
     return _run(ScanInputs((Direction(u, delta, A, B, C, D, delta_bias),), z, delta_softplus, reverse), backend)
 
@@ -147,4 +150,6 @@ def selective_scan_bidirectional(
 
 def _run(inputs: ScanInputs, backend: str) -> Tensor:
     inputs.check()
+    if backend != "reference":
+        check_transforms(OPERATOR, inputs.tensors)
     return _pick(backend, inputs.u, inputs.shape[3])(inputs)

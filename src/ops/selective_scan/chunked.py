@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.ops.selective_scan.inputs import ScanInputs
+from src.ops.once import backward_once
+from src.ops.selective_scan.inputs import OPERATOR, ScanInputs
 from src.ops.selective_scan.reference import finish, step_size, work_dtype
 
 _MAX_CHUNK = 64
@@ -65,28 +66,33 @@ class _ChunkedScan(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, starts = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
-        totals = [torch.zeros_like(x) if x is not None else None for x in tensors]
-        grad_h = torch.zeros_like(starts[0]) if starts else None
-        lows = _chunk_starts(tensors[0].shape[-1], ctx.step, ctx.reverse)
-        for low, start in zip(reversed(lows), reversed(starts)):
-            with torch.enable_grad():
-                part = [_leaf(x) for x in _take(tensors, low, ctx.step, ctx.reverse)]
-                h = _leaf(start)
-                y, h_end = _scan_chunk(h, ScanInputs.of(part, ctx.softplus, ctx.reverse))
-            wanted = [x for x in (h, *part) if x is not None]
-            piece = _cut(grad, low, ctx.step, ctx.reverse)
-            got = iter(torch.autograd.grad((y, h_end), wanted, (piece, grad_h)))
-            grad_h = next(got)
-            for i, total in enumerate(totals):
-                if total is not None and i in _ALONG:
-                    g = next(got)
-                    total[..., low : low + ctx.step] = g.flip(-1) if ctx.reverse else g
-                elif total is not None:
-                    total += next(got)
-        return None, None, *totals
+        saved = ctx.saved_tensors
+        tensors, starts = saved[:8], saved[8:]
+        return None, None, *backward_once(OPERATOR, lambda: _gradients(ctx, grad, tensors, starts), grad, tensors)
+
+
+def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any], starts: Sequence[Tensor]) -> list[Tensor | None]:
+    """Of the scan's tensors, from one recomputed chunk after the other, the last one first."""
+    totals = [torch.zeros_like(x) if x is not None else None for x in tensors]
+    grad_h = torch.zeros_like(starts[0]) if starts else None
+    lows = _chunk_starts(grad.shape[-1], ctx.step, ctx.reverse)
+    for low, start in zip(reversed(lows), reversed(starts)):
+        with torch.enable_grad():
+            part = [_leaf(x) for x in _take(tensors, low, ctx.step, ctx.reverse)]
+            h = _leaf(start)
+            y, h_end = _scan_chunk(h, ScanInputs.of(part, ctx.softplus, ctx.reverse))
+        wanted = [x for x in (h, *part) if x is not None]
+        piece = _cut(grad, low, ctx.step, ctx.reverse)
+        got = iter(torch.autograd.grad((y, h_end), wanted, (piece, grad_h)))
+        grad_h = next(got)
+        for i, total in enumerate(totals):
+            if total is not None and i in _ALONG:
+                g = next(got)
+                total[..., low : low + ctx.step] = g.flip(-1) if ctx.reverse else g
+            elif total is not None:
+                total += next(got)
+    return totals
 
 
 def _leaf(x: Tensor | None) -> Any:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+OPERATOR = "selective_scan"  # its name in messages
+
 
 class Direction(NamedTuple):
     """One direction's inputs. u, delta: (B, E, L); A: (E, N); B, C: (B, N, L); D, delta_bias: (E,)."""

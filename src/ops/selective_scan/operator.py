@@ -14,7 +14,8 @@ from torch import Tensor
 
 from src.ops import direct
 from src.ops.compiled import empty_like_layout
-from src.ops.selective_scan.inputs import ScanInputs
+from src.ops.once import backward_once
+from src.ops.selective_scan.inputs import OPERATOR, ScanInputs
 
 _SIDE = "Tensor u{0}, Tensor delta{0}, Tensor A{0}, Tensor B{0}, Tensor C{0}, Tensor? D{0}, Tensor? delta_bias{0}"
 
@@ -88,8 +89,12 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
         if grad is None:
             return (None,) * (count + 3)
         saved = ctx.saved_tensors
-        got = run_backward(grad, *saved, ctx.softplus, ctx.reverse)
-        return (*(g if x is not None else None for x, g in zip(saved, got)), None, None, None)
+
+        def compute() -> list[Tensor | None]:
+            got = run_backward(grad, *saved, ctx.softplus, ctx.reverse)
+            return [g if x is not None else None for x, g in zip(saved, got)]
+
+        return *backward_once(OPERATOR, compute, grad, saved[:count]), None, None, None
 
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup)
 
@@ -101,7 +106,7 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
     ) -> Sequence[Tensor | None]:
         return backend.backward(grad, ScanInputs.of(tensors, *options), kept)
 
-    formula = direct.Formula(eager_forward, eager_backward)
+    formula = direct.Formula(OPERATOR, eager_forward, eager_backward)
 
     def scan(given: ScanInputs) -> Tensor:
         tensors, options = given.tensors, (given.delta_softplus, given.reverse)

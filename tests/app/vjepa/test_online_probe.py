@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app.vjepa import online_probe, train
 from app.vjepa.config import PretrainConfig
@@ -93,6 +94,24 @@ def test_training_does_not_notice(config):
             assert torch.equal(value, states[1][key][name]), f"{key} {name}"
     for a, b in zip(states[0]["opt"]["state"].values(), states[1]["opt"]["state"].values(), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in ("exp_avg", "exp_avg_sq"))
+
+
+def test_images_are_probed_as_images(small, tmp_path):
+    """And pretraining reads class folders: here, and in val, where a class is missing, train's numbers count."""
+    for split, colours in (("train", "rgb"), ("val", "gb")):
+        for colour in colours:
+            (tmp_path / split / colour).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.random.default_rng(i).integers(0, 90, (40, 40, 3), dtype=np.uint8)
+                pixels[..., "rgb".index(colour)] += 160
+                Image.fromarray(pixels).save(tmp_path / split / colour / f"{i}.png")
+    raw, _ = small("images", optimization=SHORT, logging={"diagnose_every": None}, meta={"eval_freq": 1})
+    raw["data"] |= {"dataset_type": "ImageDataset", "datasets": [str(tmp_path / "train")]}
+    raw["probe"] = {split: str(tmp_path / split) for split in ("train", "val")}
+    cfg = from_dict(raw, PretrainConfig, "test")
+    train.main(cfg)
+    assert epochs(cfg) == [0, 1, 2] and {(row["train"], row["val"]) for row in table(cfg)} == {("12", "8")}
+    assert float(table(cfg)[-1]["linear"]) == 1
 
 
 class Killed(BaseException):

@@ -1,6 +1,10 @@
 import copy
+import io
 import json
 import logging
+import os
+import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -123,6 +127,74 @@ def test_several_heads_views_and_segments_without_a_cache(config):
     assert "held-out" in results["scores"][0]["note"] and results["scores"][0]["total"] == 19
 
 
+@pytest.fixture(scope="module")
+def shards(data):
+    """The same videos in the same order: labels in .cls files, or as a field of .json files, or in words."""
+    for split in ("train", "val"):
+        lines = (data / "motion" / f"{split}.csv").read_text().splitlines()
+        for form in ("cls", "json", "words"):
+            for number, part in enumerate(np.array_split(lines, 2)):
+                with tarfile.open(data / f"{split}-{form}-{number}.tar", "w") as archive:
+                    for i, line in enumerate(part):
+                        path, label = line.rsplit(maxsplit=1)
+                        archive.add(data / "motion" / path, f"{i:03}.mp4")
+                        text = {"cls": label, "json": json.dumps({"class": int(label)}), "words": "running"}[form]
+                        info = tarfile.TarInfo(f"{i:03}.{'json' if form == 'json' else 'cls'}")
+                        info.size = len(text)
+                        archive.addfile(info, io.BytesIO(text.encode()))
+    return data
+
+
+def test_shards_give_what_their_videos_give(config, shards):
+    config |= {"random_baseline": False, "probes": ["attentive", "knn"]}
+    settings = {"data__max_train_samples": 30, "data__cache_features": False, "optimization__lrs": [1e-3, 1e-2]}
+    listed = run(config, **settings)["scores"]
+    for form, key in (("cls", None), ("json", "class")):
+        packed = run(
+            config,
+            data__dataset_type="WebVideoDataset",
+            data__dataset_train=str(shards / f"train-{form}-*.tar"),
+            data__dataset_val=str(shards / f"val-{form}-{{0..1}}.tar"),
+            data__label_key=key,
+            **settings,
+        )
+        assert packed["scores"] == listed and listed[0]["total"] == 19
+
+
+def test_features_of_shards_are_made_anew_when_a_shard_changes(config, shards, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    where = shutil.copy(shards / "val-cls-0.tar", tmp_path)
+    config |= {"random_baseline": False, "probes": ["knn"]}
+
+    def used():
+        caplog.clear()
+        run(config, data__dataset_type="WebVideoDataset", data__dataset_train=where, data__dataset_val=where)
+        return ["from the cache" in r.message for r in caplog.records if " features: " in r.message]
+
+    assert used() == [False, False] and used() == [True, True]
+    os.utime(where, (0, 0))
+    assert used() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0}/train-words-*.tar", r"48 of 48 videos have no label.*words-0\.tar::000\.mp4: its 000\.cls has 'running'"),
+        ("{0}/train-json-*.tar", r"have no label.*data\.label_key.*has no \.cls file"),
+        ("{0}/absent-*.tar", r"does not exist \(data\.dataset_train"),
+        ("http://localhost:1/{{0..3}}.tar", r"data\.dataset_train: http.*would be streamed"),
+    ],
+)
+def test_shards_that_cannot_be_probed(config, shards, pattern, message):
+    with pytest.raises(UserError, match=message):
+        run(config, data__dataset_type="WebVideoDataset", data__dataset_train=pattern.format(shards))
+
+
+def test_a_list_has_no_label_key(config):
+    with pytest.raises(ValueError, match=r"data\.label_key is for data\.dataset_type=WebVideoDataset"):
+        run(config, data__label_key="class")
+
+
 def test_a_video_that_cannot_be_read_is_left_out_and_counted(config, data, tmp_path):
     lines = (data / "motion/val.csv").read_text().splitlines()
     lines = [f"{data / 'motion' / line}" for line in lines]
@@ -147,6 +219,24 @@ def test_image_evaluation_learns_what_can_be_learned(config, data):
     assert results["chance"] == 0.5
     live = run(config, data__cache_features=False, probes=["attentive"], random_baseline=False)
     assert live["scores"][0]["accuracy"] == 1
+
+
+def test_class_folders_of_val_have_the_numbers_of_train(config, data, tmp_path):
+    config["eval_name"] = "image_classification_frozen"
+    keys = {"root_path": str(tmp_path), "num_classes": 2, "resolution": 32, "num_workers": 0, "pin_mem": False}
+    config |= {"data": keys, "optimization": {"num_epochs": 10, "batch_size": 8}, "random_baseline": False}
+    for folder in ("train/.ipynb_checkpoints", "train/class -1 is empty", "val/.cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train/.ipynb_checkpoints/0.png").symlink_to(data / "images/train/class 0/0.png")
+    for link in ("train/class 0", "train/class 1", "val/class 1"):
+        (tmp_path / link).symlink_to(data / "images" / link)
+    for cached in (True, False):
+        results = run(config, data__cache_features=cached)
+        found = [(s["accuracy"], s["total"], sum(s["confusion_matrix"][1])) for s in results["scores"]]
+        assert found == [(1, 5, 5)] * len(config["probes"])
+    (tmp_path / "val/class 2").symlink_to(data / "images/val/class 0")
+    with pytest.raises(UserError, match=r"val has the class folders 'class 2', which the training set lacks"):
+        run(config)
 
 
 @pytest.mark.parametrize(

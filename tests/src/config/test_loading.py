@@ -147,6 +147,21 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
         assert str(error.value) == f"{tmp_path / name}: {expected}"
 
 
+def test_a_file_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("\ufeffa: 1\n", encoding="utf-8")
+    assert read_mapping("~/a.yaml") == {"a": 1}
+    with pytest.raises(UserError, match="there is no user 'nobody-here'"):
+        read_mapping("~nobody-here/a.yaml")
+
+
+def test_a_path_in_no_encoding(load, tmp_path):
+    config = load("optimization: {lr: 1}", "data.datasets=[/a/caf\udce9.csv]")
+    assert config.data.datasets == ["/a/caf\udce9.csv"]
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml", Config) == config
+
+
 def test_dead_keys_are_dropped_with_one_warning(load, caplog):
     cfg = load("optimization: {lr: 1, use_silu: false}")
     assert cfg.optimization.lr == 1

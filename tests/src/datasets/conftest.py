@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils, dataloader
 
 torch.set_num_threads(1)
 
@@ -54,12 +56,18 @@ def write_video(
     side: int = SIDE,
     audio: bool = False,
     container_options: dict[str, str] | None = None,
+    pixel: Fraction | None = None,
 ) -> Path:
-    """A video of numbered frames. `times`: when each is shown, in thousandths of a second (variable frame rate)."""
+    """A video of numbered frames. `times`: when each is shown, in thousandths of a second (variable frame rate).
+
+    `pixel`: the width of a pixel by its height.
+    """
     phases = np.random.default_rng(len(path.name)).uniform(0, 6, 3)
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.options = side, side, "yuv420p", options or {}
+        if pixel is not None:
+            stream.codec_context.sample_aspect_ratio = pixel
         if times is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("aac", rate=16000) if audio else None
@@ -90,10 +98,71 @@ def write_audio(path: Path) -> Path:
     return path
 
 
-def decode_in_order(path: Path) -> np.ndarray:
-    """Every frame, one after another, without any seeking: the truth."""
+def decode_in_order(path: Path, stream: int = 0) -> np.ndarray:
+    """Every frame as it is stored, one after another, without any seeking: the truth."""
     with av.open(str(path)) as container:
-        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=stream)])
+
+
+def set_display_matrix(path: Path, matrix: tuple[float, float, float, float]) -> Path:
+    """Write (a, b, c, d) into the track header of an mp4 file: (x, y) is shown at (a x + c y, b x + d y)."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version 0: flags, times and track, reserved, layer and volume
+    a, b, c, d = (round(v * 2**16) for v in matrix)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    path.write_bytes(data)
+    return path
+
+
+# Colours in blocks of 32 x 32 pixels, and the matrices to store them by: (Kr, Kb, number in ITU-T H.273).
+CHART = np.array(
+    [(200, 30, 30), (30, 180, 30), (30, 30, 200), (224, 172, 140), (16, 16, 16), (0, 0, 0), (255, 255, 255)]
+)
+MATRICES = {
+    "bt709": (0.2126, 0.0722, 1),
+    "untagged": (0.299, 0.114, 2),
+    "fcc": (0.30, 0.11, 4),
+    "bt470bg": (0.299, 0.114, 5),
+    "smpte170m": (0.299, 0.114, 6),
+    "smpte240m": (0.212, 0.087, 7),
+    "bt2020": (0.2627, 0.0593, 9),
+}
+
+
+def write_chart(path: Path, matrix: str, full_range: bool, pixels: str = "yuv420p") -> Path:
+    """The chart in H.264, its numbers computed here from the matrix's definition (ITU-T H.273, 8.3)."""
+    kr, kb, tag = MATRICES[matrix]
+    r, g, b = CHART.T / 255
+    y = kr * r + (1 - kr - kb) * g + kb * b
+    signals = np.stack([y, (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))])
+    bits = 10 if pixels.endswith("10le") else 8
+    step, middle = 2 ** (bits - 8), np.array([[0], [2 ** (bits - 1)], [2 ** (bits - 1)]])
+    scale, offset = (
+        (2**bits - 1, 0) if full_range else (np.array([[219], [224], [224]]) * step, [[16 * step], [0], [0]])
+    )
+    numbers = np.clip(np.round(signals * scale + middle + offset), 0, 2**bits - 1)
+    numbers = numbers.astype(np.uint16 if bits > 8 else np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32 * len(CHART), 32, pixels
+        stream.options = {"crf": "1", "preset": "ultrafast"}
+        stream.codec_context.colorspace, stream.codec_context.color_range = tag, 2 if full_range else 1
+        for _ in range(3):
+            frame = av.VideoFrame(stream.width, stream.height, pixels)
+            frame.colorspace, frame.color_range = tag, 2 if full_range else 1
+            for plane, row in zip(frame.planes, numbers):
+                block = 16 if plane.width < stream.width else 32
+                rows = np.zeros((plane.height, plane.line_size // row.itemsize), row.dtype)
+                rows[:, : plane.width] = np.repeat(row, block)
+                plane.update(rows.tobytes())
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def chart_colours(frame: np.ndarray) -> np.ndarray:
+    """The colours in the middle of the chart's blocks, (7, 3)."""
+    return frame[16, 16::32].astype(int)
 
 
 class Media:
@@ -103,6 +172,19 @@ class Media:
     write_audio = staticmethod(write_audio)
     frame_numbers = staticmethod(frame_numbers)
     decode_in_order = staticmethod(decode_in_order)
+    set_display_matrix = staticmethod(set_display_matrix)
+    write_chart = staticmethod(write_chart)
+    chart_colours = staticmethod(chart_colours)
+    chart, matrices = CHART, MATRICES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def noticed_soon():
+    """The end of a data worker is noticed within a fifth of a second, not five, and no longer waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+        patch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from src.datasets.convert import main
+from src.datasets.convert import main, ssv2, write_list
 from src.datasets.lists import read_list
 from src.utils.errors import UserError
 
@@ -17,6 +21,35 @@ def videos(tmp_path):
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / name).touch()
     return tmp_path / "videos"
+
+
+def test_any_container_and_name_is_found_once(tmp_path):
+    names = ["a b.WMV", "b.flv", os.fsdecode(b"caf\xe9.3gp"), "d.mkv", "d.gif", "d.jpg", "._e.mp4", "linked.mp4"]
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "blob").touch()
+    for name in names[:-1]:
+        (tmp_path / "videos" / name).touch()
+    (tmp_path / "videos/linked.mp4").symlink_to("../blob")  # its name, not that of its target, says what it is
+    stems = ["a b", "b", os.fsdecode(b"caf\xe9"), "d", "linked", "._e", "e"]
+    wanted = [((stem,), i) for i, stem in enumerate(stems)]
+    count, missing = write_list(wanted, tmp_path / "videos", tmp_path / "new/out.csv")
+    assert (count, missing) == (5, ["._e", "e"])
+    found = [f"{tmp_path}/videos/{name}" for name in (*names[:4], "linked.mp4")]
+    assert read_list(tmp_path / "new/out.csv") == (found, [0, 1, 2, 3, 4])
+
+
+def test_what_a_folder_holds_beside_videos_is_said(tmp_path, videos):
+    rows = [{"id": "12", "template": "Holding [something]"}]
+    (tmp_path / "labels.json").write_text("\ufeff" + json.dumps({"Holding something": "3"}), encoding="utf-8")
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (videos / "7.mp4").touch()
+    names = {"annotations": "train.json", "labels": "labels.json", "videos": "videos", "out": "out.csv"}
+    command = [sys.executable, "-m", "src.datasets.convert", "ssv2", *(f"--{k}=~/{v}" for k, v in names.items())]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    assert "videos: 4 videos; left out: " in done.stderr and "1 .txt" in done.stderr and "1 of the same" in done.stderr
+    assert read_list(tmp_path / "out.csv") == ([f"{videos}/12.webm"], [3])
 
 
 def _ssv2(tmp_path, videos, rows):
@@ -44,6 +77,10 @@ def test_ssv2_mistakes(tmp_path, videos):
         _ssv2(tmp_path, videos, [{"id": "12", "template": "Eating [it]"}])
     with pytest.raises(UserError, match="none of the 1 videos"):
         _ssv2(tmp_path, videos, [{"id": "5", "template": "Pushing [something]"}])
+    (tmp_path / "train.json").write_text('[{"id": "12", "template": "Eating [it]"}]')
+    (tmp_path / "labels.json").write_text('{"Eating it": "three"}')
+    with pytest.raises(UserError, match=r"'Eating it' has 'three' for a number"):
+        list(ssv2(tmp_path / "train.json", tmp_path / "labels.json"))
     with pytest.raises(UserError, match="JSON list"):
         _ssv2(tmp_path, videos, {})
 

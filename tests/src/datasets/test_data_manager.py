@@ -165,6 +165,25 @@ def test_faults_are_replaced_counted_and_written_down(mp4_list, tmp_path, worker
     assert [b.indices.tolist() for b in again] == [b.indices.tolist() for b in batches]
 
 
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
+def test_names_in_no_encoding_are_read_and_written_down(mp4_list, tmp_path, decoder):
+    (tmp_path / os.fsdecode(b"caf\xe9 1.mp4")).write_bytes((mp4_list.parent / "video 1.mp4").read_bytes())
+    path = tmp_path / os.fsdecode(b"list\xe9.csv")
+    path.write_bytes(b"caf\xe9 1.mp4 7\nabsent\xe9.mp4 1\n")
+    (batch,) = list(_loader(path, training=False, max_skip_fraction=1.0, folder=tmp_path, decoder=decoder))
+    assert batch.paths == [f"{tmp_path}/caf\udce9 1.mp4"] and batch.labels.tolist() == [7]
+    assert (tmp_path / "skipped.csv").read_bytes() == os.fsencode(tmp_path) + b"/absent\xe9.mp4,missing,no such file\n"
+
+
+def test_labels_are_needed_in_evaluation_only(mp4_list, tmp_path):
+    path = tmp_path / "words.csv"
+    path.write_text("".join(f"{mp4_list.parent}/video {i}.mp4{text}\n" for i, text in enumerate((" a word", "", " 3"))))
+    batches = list(_loader(path, labelled=False, training=False))
+    assert torch.cat([b.labels for b in batches]).tolist() == [-1, -1, 3]
+    with pytest.raises(UserError, match=r"words\.csv, line 1: .*no integer label"):
+        _loader(path)
+
+
 def test_evaluation_leaves_faults_out(mp4_list, tmp_path):
     path, bad = _damaged(mp4_list, tmp_path)
     loader = _loader(path, training=False, batch_size=2, max_skip_fraction=0.5)

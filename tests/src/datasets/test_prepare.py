@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -53,6 +54,19 @@ def test_shards_and_manifest(prepared):
     assert sorted(int(row["key"]) for row in rows) == list(range(7))
     assert all(row["label"] == int(row["key"]) for row in rows if "frames" in row)
     assert check(out) == []
+
+
+def test_names_and_labels_of_every_kind_are_prepared(mp4_list, tmp_path):
+    name = os.fsdecode(b'caf\xe9, "1"\xe2\x80\xa8.mp4')
+    (tmp_path / name).write_bytes((mp4_list.parent / "video 1.mp4").read_bytes())
+    lines = [name.replace('"', '""').join('""'), "absent\udce9.mp4 word"]
+    (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
+    out = tmp_path / os.fsdecode(b"out\xe9")
+    assert _prepare(tmp_path / "list.csv", out, shards=1)["written"] == 1
+    rows = read_rows(out / "shard-000000.jsonl")
+    assert {(Path(row["path"]).name, row["label"]) for row in rows} == {(name, -1), ("absent\udce9.mp4", -1)}
+    assert (out / "unreadable.csv").read_bytes() == os.fsencode(tmp_path) + b"/absent\xe9.mp4,missing,no such file\n"
+    assert check(out) == [] and len(scan(str(out / "shard-000000.tar"))[0]) == 1
 
 
 def test_the_loader_reads_it_with_the_same_frames(prepared, media):
@@ -127,7 +141,7 @@ def test_other_settings_or_a_strange_folder_are_refused(mixed_list, tmp_path, pr
 def test_check_sees_damage(mixed_list, tmp_path):
     out = tmp_path / "set"
     _prepare(mixed_list, out, shards=1)
-    entries, _ = scan(str(out / "shard-000000.tar"))
+    entries = scan(str(out / "shard-000000.tar")).entries
     data = bytearray((out / "shard-000000.tar").read_bytes())
     data[entries[1].offset + 100] ^= 1
     (out / "shard-000000.tar").write_bytes(data)

@@ -42,7 +42,7 @@ def plain_mixer(m, x):
 @pytest.mark.parametrize("backend", ["auto", "reference", "chunked"])
 def test_mixer_equals_its_equations(bidirectional, backend):
     torch.manual_seed(0)
-    mixer = MambaMixer(24, bidirectional=bidirectional, scan_backend=backend)
+    mixer = MambaMixer(24, bidirectional=bidirectional, backend=backend)
     x = torch.randn(2, 13, 24)
     torch.testing.assert_close(mixer(x).double(), plain_mixer(mixer, x), rtol=1e-4, atol=1e-6)
 

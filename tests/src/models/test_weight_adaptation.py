@@ -236,7 +236,10 @@ def test_keys_that_would_be_one_are_not_mixed():
     ("change", "message"),
     [
         ({"blocks.0.attn.qkv.weight": None}, "not an encoder: it should have .*; it has pos_embed, patch_embed"),
-        ({"pos_embed": None}, "not an encoder: "),
+        (
+            {"pos_embed": None},
+            "a ViT without pos_embed: it has rotary positions, as V-JEPA 2's models, or lost its own",
+        ),
         ({"patch_embed.proj.weight": torch.ones(20, 3, 2, 16, 16)}, "a ViT 20 wide and 2 deep, which is not in"),
         ({"pos_embed": torch.zeros(1, 8, 192)}, r"pos_embed \(1, 8, 192\) holds no sin-cos positions of square frames"),
     ],

@@ -30,17 +30,9 @@ def test_a_direct_call_is_not_an_operator(call):
     assert not [e.key for e in profile.key_averages() if e.key.startswith("vjepa_mamba")]
 
 
-@pytest.mark.parametrize("call", [scanned, convolved])
-def test_a_second_derivative_is_refused_not_wrong(call):
-    tensors, out = call()
-    (grad,) = torch.autograd.grad(out.square().sum(), next(iter(tensors.values())), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("call", [scanned, convolved])
-def test_modes_tracers_and_transforms_see_an_operator(call):
+def test_modes_and_tracers_see_an_operator(call):
     class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             names.append(str(func))
@@ -63,8 +55,6 @@ def test_modes_tracers_and_transforms_see_an_operator(call):
     traced = torch.jit.trace(run, x, check_trace=False)
     torch.testing.assert_close(traced(x.flip(0)), run(x.flip(0)))  # no constant of the tracing
     assert "vjepa_mamba" in str(traced.graph)
-    with pytest.raises(RuntimeError, match="functorch"):  # which an operator has no rule for: refused, not wrong
-        torch.func.grad(lambda x: run(x).square().sum())(x)
 
 
 def test_a_checkpointed_call_has_the_same_gradients():

@@ -184,9 +184,44 @@ def conv_errors() -> dict[str, float]:
     return worst
 
 
+def refusals() -> dict[str, float]:
+    """1 where a second derivative, forward mode or torch.func is not refused."""
+    import torch
+
+    from src.ops.causal_conv1d import causal_conv1d
+    from src.ops.selective_scan import selective_scan
+
+    def scan(u):
+        return selective_scan(u, u, -torch.ones(2, 1), u[:, :1], u[:, :1], backend="triton")
+
+    def conv(x):
+        return causal_conv1d(x, torch.ones(2, 4), activation="silu", backend="triton")
+
+    def twice(run, x):
+        x = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(run(x).sum(), x, create_graph=True)
+        (grad.square().sum() + x.pow(3).sum()).backward()
+
+    uses = {
+        "create_graph": twice,
+        "func.grad": lambda run, x: torch.func.grad(lambda x: run(x).sum())(x),
+        "func.jvp": lambda run, x: torch.func.jvp(run, (x,), (x,)),
+        "vmap": lambda run, x: torch.vmap(run)(x[None]),
+    }
+    worst = {}
+    for name, run in (("scan", scan), ("conv", conv)):
+        for use, call in uses.items():
+            try:
+                call(run, torch.randn(1, 2, 3))
+                worst[f"{name} {use} float32"] = 1.0
+            except RuntimeError as error:
+                worst[f"{name} {use} float32"] = float("through a compiled operator" not in str(error))
+    return worst
+
+
 @needs_triton
 @pytest.mark.parametrize(
-    "part", ["scan_errors", "nan_errors", "operator_errors", "both_errors", "carry_errors", "conv_errors"]
+    "part", ["scan_errors", "nan_errors", "operator_errors", "both_errors", "carry_errors", "conv_errors", "refusals"]
 )
 def test_triton_kernels_in_the_interpreter(part):
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,27 @@ def test_subsets_are_lists_of_their_own(tmp_path):
     assert again.labels.tolist() == [1, 1]
     ids = draw_subset(whole, 2, seed=0)
     assert len(ids) == 2 and (ids == draw_subset(whole, 2, seed=0)).all() and len(draw_subset(whole, 9, seed=0)) == 4
+
+
+def test_subsets_keep_every_name(tmp_path, monkeypatch):
+    names = ["a, b.mp4", 'a"b.mp4', "a.mp4 120", "caf\udce9.mp4", "no suffix 3", "n\nl.mp4"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "link.mp4").symlink_to("no suffix 3")
+    monkeypatch.chdir(tmp_path)
+    whole = SampleList(Path("a.csv"), [*names, "link.mp4"], np.arange(7))
+    whole.subset(np.arange(7), tmp_path / "part.csv")
+    again = read_sample_list(tmp_path / "part.csv", "VideoDataset", "data.dataset_val")
+    assert again.files == [f"{tmp_path}/{name}" for name in (*names, "link.mp4")] and again.labels.tolist() == [
+        *range(7)
+    ]
+
+
+def test_future_prediction_needs_no_labels(tmp_path):
+    (tmp_path / "a.csv").write_text("a.mp4\n")
+    assert read_sample_list(tmp_path / "a.csv", "VideoDataset", "key", labelled=False).labels.tolist() == [-1]
+    with pytest.raises(UserError, match="no integer label"):
+        read_sample_list(tmp_path / "a.csv", "VideoDataset", "key")
 
 
 def test_missing_and_empty_lists(tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from src.utils.csv_log import write_csv
 from src.utils.errors import UserError
 from src.utils.logging import AverageMeter, CSVLogger, prepare_folder
 
@@ -95,6 +96,11 @@ def test_full_disk():
     log.path, log.formats, log._file = "/dev/full", ["%d"], open("/dev/full", "w")  # noqa: SIM115, PTH123
     with pytest.raises(UserError, match="/dev/full: cannot be written: No space left on device"):
         log.log(1)
+
+
+def test_a_table_holds_names_in_no_encoding(tmp_path):
+    write_csv(tmp_path / "a.csv", ("rank", "path"), [(0, "caf\udce9, 1.mp4")])
+    assert (tmp_path / "a.csv").read_bytes() == b'rank,path\n0,"caf\xe9, 1.mp4"\n'
 
 
 def test_prepare_folder(tmp_path):

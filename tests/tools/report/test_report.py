@@ -15,7 +15,7 @@ from src.config.loading import save_config
 from src.datasets.transforms import normalize
 from src.jepa.objective import jepa_losses, make_targets
 from src.utils.distributed import init_distributed, shutdown
-from src.utils.errors import UserError
+from src.utils.errors import UserError, run_cli
 from src.utils.plotting import COLORS, thin
 from tools.report import __main__ as report
 from tools.report.page import build_page, sample_sections
@@ -196,6 +196,15 @@ def test_folders_that_are_no_runs(begun, tmp_path):
 def test_text_from_a_run_cannot_become_html(begun):
     page = build_page(read_runs([begun("a<b>c").output_folder()]), clips=2)
     assert "<b>" not in page and "a&lt;b&gt;c" in page
+
+
+def test_a_folder_whose_name_is_in_no_encoding(begun, monkeypatch):
+    folder = begun("run").output_folder()
+    folder = folder.rename(folder.with_name("caf\udce9"))
+    monkeypatch.setattr("sys.argv", ["report", str(folder), "--clips", "2"])
+    with pytest.raises(SystemExit) as end:
+        run_cli(report.main)
+    assert end.value.code == 0 and "caf\\udce9" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_errors_are_those_of_the_loss(trained):

@@ -81,5 +81,5 @@ def test_the_slow_set_moves_less_and_is_written_where_a_config_names_it(tmp_path
     changes = [abs(clip[4] - clip[0]).mean() for clip in paths]  # in four frames: 1.2 and 3 pixels of a grain of 2
     assert changes[0] < 0.75 * changes[1]
     monkeypatch.setattr(generate, "write_motion", lambda root, scene: (root, scene))
-    assert generate.ensure_embedded(tmp_path, "SlowDriftDataset") == (tmp_path, slow)
-    assert generate.ensure_embedded(tmp_path, "DriftDataset") == (tmp_path, DriftConfig())
+    assert generate.ensure_embedded(tmp_path / "train.csv", "SlowDriftDataset") == (tmp_path, slow)
+    assert generate.ensure_embedded(tmp_path / "train.csv", "DriftDataset") == (tmp_path, DriftConfig())

@@ -215,3 +215,49 @@ def test_an_empty_folder_and_a_link_to_one_are_written_to(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert write_motion(tmp_path / "link", train=1, val=1, workers=1)
     assert check_motion(tmp_path / "real") == 6
+
+
+# --- Where a config may have a set written
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "message"),
+    [
+        ("data/drift/train.csv", "work", None),
+        ("val.csv", "work", None),
+        ("{root}/work/deep/er/train.csv", "work", None),
+        ("{root}/set/val.csv", "work", None),
+        ("../set/val.csv", "work", None),
+        ("{root}/dtaa/drift/train.csv", "work", r"train\.csv does not exist, and .*dtaa does not exist either"),
+        ("../dtaa/drift/train.csv", "work", "dtaa does not exist either: mend the path, or make that folder"),
+        ("{root}/work/../dtaa/drift/train.csv", "work", "dtaa does not exist either"),
+        ("/dtaa-nowhere/drift/train.csv", "/", "/dtaa-nowhere does not exist either"),
+        (
+            "data/drift/trian.csv",
+            "work",
+            r"trian\.csv does not exist, and DriftDataset has only the lists train\.csv, val",
+        ),
+        ("{root}/set/train_digit.csv", "work", "has only the lists"),
+    ],
+)
+def test_a_mistyped_path_writes_nothing(tmp_path, monkeypatch, path, folder, message):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    monkeypatch.setattr(generate, "write_motion", lambda root, scene: written.append(root))
+    written: list[Path] = []
+    path = Path(path.format(root=tmp_path))
+    if message is None:
+        generate.ensure_embedded(path, "DriftDataset")
+        assert written == [path.parent]
+    else:
+        with pytest.raises(UserError, match=message):
+            generate.ensure_embedded(path, "DriftDataset")
+        assert written == [] and names_in(tmp_path) == ["work"] and names_in(tmp_path / "work") == []
+
+
+def test_a_list_that_is_there_is_taken_with_its_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "write_motion", lambda root, scene: root)
+    (tmp_path / "few.csv").touch()
+    assert generate.ensure_embedded(tmp_path / "few.csv", "MotionDataset") == tmp_path
+    with pytest.raises(UserError, match=r"train\.csv, train_digit\.csv, val\.csv"):
+        generate.ensure_embedded(tmp_path / "some.csv", "MotionDataset")

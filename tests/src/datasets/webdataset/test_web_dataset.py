@@ -17,7 +17,7 @@ import torch
 
 from src.datasets.data_manager import init_data
 from src.datasets.transforms import TrainTransform
-from src.datasets.webdataset.shards import expand, is_url, scan, split_name
+from src.datasets.webdataset.shards import expand, is_url, scan, shard_of
 from src.utils.errors import UserError
 
 
@@ -92,30 +92,72 @@ def test_broken_shards_cost_their_broken_samples(shards, tmp_path, mp4_list):
     with tarfile.open(path, "w") as archive:
         _add(archive, "ok.mp4", (mp4_list.parent / "video 0.mp4").read_bytes())
         _add(archive, "ok.cls", b"3\n")
-        _add(archive, "unlabelled.mp4", b"x")
+        _add(archive, "unlabelled.mp4", (mp4_list.parent / "video 1.mp4").read_bytes())
         _add(archive, "odd.mp4", b"x")
         _add(archive, "odd.cls", b"cat")
         _add(archive, "text.txt", b"x")
         _add(archive, "last.cls", b"1")
         _add(archive, "last.mp4", b"x" * 5000)
-    path.write_bytes(path.read_bytes()[:-12000])
-    entries, faults = scan(str(path))
-    assert [(e.key, e.label) for e in entries] == [("ok", 3)]
-    assert Counter(kind for _, kind, _ in faults) == {"no_label": 2, "no_video": 1, "truncated": 1}
-    loader = _loader([path], training=False, folder=tmp_path)
-    assert _labels(loader) == [[3]]
-    assert (tmp_path / "skipped.csv").read_text().count("\n") == 4
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"x" * 1000) + 2000])
+    found = scan(str(path))
+    assert [(e.key, e.label) for e in found.entries] == [("ok", 3), ("unlabelled", -1), ("odd", -1)]
+    assert Counter(kind for _, kind, _ in found.errors) == {"no_video": 1, "truncated": 1}
+    loader = _loader([path], training=False, folder=tmp_path, labelled=False)
+    assert _labels(loader) == [[3, -1]]
+    assert (tmp_path / "skipped.csv").read_text().count("\n") == 3
+    with pytest.raises(UserError, match=r"2 of 3 videos have no label.*unlabelled\.mp4: has no \.cls file"):
+        _loader([path], training=False)
 
 
 def test_what_is_not_a_shard(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         _loader([tmp_path / "absent.tar"])
     (tmp_path / "text.tar").write_text("no tar" * 1000)
-    with pytest.raises(UserError, match="not an uncompressed tar"):
+    with pytest.raises(UserError, match="not a tar file"):
         _loader([tmp_path / "text.tar"])
     tarfile.open(tmp_path / "empty.tar", "w").close()
-    with pytest.raises(UserError, match="no video with a label"):
+    with pytest.raises(UserError, match=r"no video in .*empty\.tar.*no samples"):
         _loader([tmp_path / "empty.tar"])
+    with pytest.raises(UserError, match=r"is a folder: name the shards in it"):
+        _loader([tmp_path])
+    with pytest.raises(UserError, match="a brace without its other half"):
+        _loader([tmp_path / "a{0..1.tar"])
+
+
+@pytest.mark.parametrize(
+    "name", ["we [1].tar", "a {1}.tar", "a{0..1}.tar", "st*r?.tar", "in [0]/a.tar", "x:y.tar", "a b's,c.tar"]
+)
+def test_a_file_of_that_very_name(shards, tmp_path, monkeypatch, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    shutil.copy(shards / "train-000.tar", tmp_path / name)
+    assert expand([tmp_path / name], allow_pipe=False) == [[str(tmp_path / name)]]
+    monkeypatch.chdir(tmp_path)
+    assert _flat(_loader([name], training=False)) == [0, 1, 2]
+
+
+def test_wildcards(tmp_path):
+    for name in ("in [0]/a-0.tar", "in [0]/a-1.tar", "in [0]/._a-1.tar", "b/a-2.tar", "b/c/a-3.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(pattern):
+        return [name.removeprefix(f"{tmp_path}/") for name in expand([f"{tmp_path}/{pattern}"], allow_pipe=False)[0]]
+
+    assert names("in [0]/*.tar") == ["in [0]/a-0.tar", "in [0]/a-1.tar"]
+    assert names("*/a-[12].tar") == ["b/a-2.tar", "in [0]/a-1.tar"]
+    assert names("{b,in [0]}/*.tar") == ["b/a-2.tar", "in [0]/a-0.tar", "in [0]/a-1.tar"]
+
+
+def test_a_list_of_videos_in_shards(shards, tmp_path):
+    lines = [(f"{shards}/train-{s:03d}.tar::v{i}.mp4", label) for s, i, label in ((2, 7, 1), (0, 2, 0), (2, 6, 1))]
+    (tmp_path / "part.csv").write_text("".join(f"{name} {label}\n" for name, label in lines))
+    (batch,) = _loader([tmp_path / "part.csv"], training=False, batch_size=4)
+    assert batch.labels.tolist() == [1, 0, 1] and batch.paths == [name for name, _ in lines]
+    assert shard_of(lines[0][0]) == (f"{shards}/train-002.tar", "v7.mp4") and shard_of("a::b") == ("a::b", "")
+    (tmp_path / "part.csv").write_text(f"{shards}/train-000.tar::v9.mp4 1\n")
+    with pytest.raises(UserError, match=r"part\.csv: there is no video .*v9\.mp4"):
+        _loader([tmp_path / "part.csv"])
 
 
 def test_pipes_run_only_when_allowed(shards, tmp_path):
@@ -172,6 +214,31 @@ class TestStreams:
         with pytest.raises(UserError, match="could be used"):
             list(_loader([f"{server}/train-009.tar"], total_steps=10**6))
 
+    def test_shards_that_are_odd(self, server, shards, tmp_path, caplog):
+        """gzip, and files of a Mac between those of samples, which are said once for every shard."""
+        caplog.set_level("INFO")
+        with tarfile.open(shards / "odd.tar.gz", "w:gz") as archive, tarfile.open(shards / "train-000.tar") as whole:
+            for one in whole:
+                _add(archive, f"./._{one.name}", b"x")
+                _add(archive, f"./{one.name}", whole.extractfile(one).read())
+        for workers in (0, 1):
+            caplog.clear()
+            labels = _flat(_loader([f"{server}/odd.tar.gz"], num_workers=workers, labelled=False))
+            assert Counter(labels) == {0: 4, 1: 4, 2: 4}
+            assert [r.message.partition(": ")[2] for r in caplog.records] == [
+                "passed over 6 files that belong to no sample, as ._v0.mp4"
+            ]
+
+    def test_labels_that_lie_apart(self, server, shards):
+        with tarfile.open(shards / "apart.tar", "w") as archive, tarfile.open(shards / "train-000.tar") as whole:
+            for one in sorted(whole, key=lambda one: one.name[::-1]):
+                _add(archive, one.name, whole.extractfile(one).read())
+        assert len(_flat(_loader([f"{server}/apart.tar"], labelled=False))) == 12
+        for workers in (0, 1):
+            with pytest.raises(UserError, match=r"3 of 3 videos lie apart from their labels") as error:
+                _flat(_loader([f"{server}/apart.tar"], training=False, num_workers=workers))
+            assert "Traceback" not in str(error.value)
+
     def test_fewer_shards_than_readers(self, server):
         with pytest.raises(UserError, match="1 shards for 2 readers"):
             _loader([f"{server}/train-000.tar"], num_workers=2)
@@ -182,5 +249,4 @@ class TestStreams:
 
 
 def test_names():
-    assert split_name("a/b.c.mp4") == ("a/b", "c.mp4") and split_name("x.MP4") == ("x", "mp4")
     assert is_url("s3://bucket/a.tar") and not is_url("/a/b.tar") and not is_url("data/a.tar")
