@@ -49,9 +49,11 @@ class LoggingConfig(Section):
 class MetaConfig(Section):
     """Starting, resuming, and how numbers are represented."""
 
-    load_checkpoint: bool = Field(False, description="resume, from read_checkpoint or else the folder's latest")
+    load_checkpoint: bool = Field(False, description="go on with the folder's run, if there is one")
     read_checkpoint: PathText | None = Field(
-        None, description="checkpoint to resume from; a relative path is in the folder"
+        None,
+        description="checkpoint that the folder's run begins from; once it has checkpoints of its own it goes on from "
+        "those; a relative path is in the folder",
     )
     seed: int = Field(0, ge=0, description="everything random follows from it")
     eval_freq: int | None = Field(
@@ -86,6 +88,12 @@ class OptimizationConfig(Section):
     accumulate_steps: int = Field(1, gt=0, description="(added) batches whose gradients make one optimizer step")
     betas: Range = Field([0.9, 0.999], description="AdamW's decay rates of the two moments")
     eps: float = Field(1e-8, gt=0, description="AdamW's eps")
+    max_skipped_steps: int = Field(
+        10,
+        ge=0,
+        description="(added) most steps in a row that are skipped because their gradient is not finite; one more ends "
+        "the run",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> OptimizationConfig:

@@ -54,7 +54,9 @@ class DataConfig(Section):
     pad_truncated: bool = Field(
         False, description="(added) repeat the last frame of a file cut short; false: skip the file"
     )
-    decode_one_clip: bool = Field(True, description="false has no effect: only the frames of the clip are ever read")
+    decode_one_clip: bool = Field(
+        True, description="no effect, as in V-JEPA, whose files have it: only frames of clips in use are ever decoded"
+    )
     clip_duration: float | None = Field(None, gt=0, description="seconds a clip spans; replaces sampling_rate if set")
     decoder: Literal["auto", "decord", "pyav"] = Field("auto", description="(added) video library; auto: the exact one")
     allow_pipe: bool = Field(False, description="(added) let shards be `pipe:` commands, which run in a shell")
@@ -65,7 +67,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:
         if not self.decode_one_clip:
-            logger.warning("data.decode_one_clip: false has no effect: only the frames of the clip are ever read")
+            logger.warning(
+                "data.decode_one_clip=false has no effect, as in V-JEPA: only frames of clips in use are ever decoded"
+            )
         check_divisible("data.crop_size", self.crop_size, "data.patch_size", self.patch_size)
         check_divisible("data.num_frames", self.num_frames, "data.tubelet_size", self.tubelet_size)
         if self.datasets_weights is not None and len(self.datasets_weights) != len(self.datasets):

@@ -6,6 +6,7 @@ the experiment loggers, with images of masks and features once an epoch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,8 @@ class Diagnostics:
         metrics |= {f"gradient/{name}": value for name, value in grad_norms(self.modules).items()}
         metrics |= state_space_stats(self.mixers)
         self._write(metrics)
-        self._warn(metrics)
+        if math.isfinite(metrics["gradient/encoder"] + metrics["gradient/predictor"]):  # else the step was skipped
+            self._warn(metrics)
 
     @torch.no_grad()
     def _features(self, batch: Batch) -> dict[str, float]:

@@ -1,20 +1,18 @@
-"""Metrics of the training steps, to the csv and the experiment loggers; a loss that is not finite ends the run."""
+"""Metrics of the training steps, to the csv and the experiment loggers."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import NamedTuple
 
 import torch
 
-from app.vjepa.checkpoints import checkpoint_path
 from app.vjepa.config import PretrainConfig
+from app.vjepa.skipped_steps import note_step
 from app.vjepa.utils import Run, Schedule
 from src.datasets.batch import Batch
-from src.utils.csv_log import CSVLogger, write_csv
-from src.utils.distributed import all_reduce_mean, gather_objects, is_main
-from src.utils.errors import UserError
+from src.utils.csv_log import CSVLogger
+from src.utils.distributed import all_reduce_mean
 from src.utils.experiment_loggers import ExperimentLogger
 from src.utils.progress import Progress
 
@@ -35,7 +33,7 @@ COLUMNS = (
 
 
 class PendingStep(NamedTuple):
-    """A step whose metrics, (5,), are still on the device; its schedule values, and the files it read."""
+    """A step whose metrics, (7,), are still on the device; its schedule values, and the files it read."""
 
     metrics: torch.Tensor
     now: Schedule
@@ -76,16 +74,16 @@ class MetricLogger:
     def flush(self, progress: Progress) -> float:
         """Write the rows of the pending steps, averaged over processes. Returns the last one's loss.
 
-        Raises UserError, in all processes, if a loss is not finite in any of them.
+        A step that was skipped has a row too, whose gradient norms say why. Raises UserError as `note_step` does.
         """
         pending, self.pending = self.pending, []
         own = torch.stack([step.metrics for step in pending])
-        rows = all_reduce_mean(own).tolist()
+        rows, own_losses = all_reduce_mean(own).tolist(), own[:, 0].tolist()
         times = [1000 * t / len(rows) for t in (progress.waited - self.waited, time.perf_counter() - self.start)]
         for i, row in enumerate(rows):
             step = self.run.step - len(rows) + i
             epoch, itr = divmod(step, self.run.steps_per_epoch)
-            values = (*row, *pending[i].now, *times)
+            values = (*row[:5], *pending[i].now, *times)
             if self.csv is not None:
                 self.csv.log(epoch, itr, *values)
             if step % self.args.logging.log_every == 0:
@@ -93,14 +91,7 @@ class MetricLogger:
                 self.loggers.add_scalars(
                     shown | {"train/clips-per-s": 1000 * self.run.samples_per_step / times[1]}, step
                 )
-            if not math.isfinite(row[0]):
-                written = write_bad_batch(self.args, pending[i].paths if not math.isfinite(own[i][0]) else [])
-                latest = checkpoint_path(self.args)
-                kept = f"{latest} is from before" if latest.exists() else "nothing was saved yet"
-                raise UserError(
-                    f"the loss is {row[0]} at epoch {epoch}, step {itr}, {written}: lower optimization.lr, or compute "
-                    f"in meta.dtype=float32; {kept}"
-                )
+            note_step(self.args, self.run, step, row, own_losses[i], pending[i].paths)
         self.restart(progress)
         return rows[-1][0]
 
@@ -108,16 +99,3 @@ class MetricLogger:
         """Write out what is still on its way."""
         if self.csv is not None:
             self.csv.close()
-
-
-def write_bad_batch(args: PretrainConfig, paths: list[str]) -> str:
-    """Write bad_batch.csv (rank, path): what each process saw in the step that broke its loss; all call this.
-
-    Returns words for the message.
-    """
-    ranks = gather_objects(paths)
-    target = args.output_folder() / "bad_batch.csv"
-    if is_main():
-        write_csv(target, ("rank", "path"), [(rank, path) for rank, paths in enumerate(ranks) for path in paths])
-    guilty = [str(rank) for rank, paths in enumerate(ranks) if paths]
-    return f"in process {' and '.join(guilty)} of {len(ranks)}, whose files are in {target}"

@@ -118,6 +118,7 @@ class OnlineProbe:
             classes=samples.classes,
             transform=EvalTransform(data.crop_size),
             random_clip_sampling=False,
+            center_clips=True,
             max_skip_fraction=1.0,  # the columns say how many were read
             training=False,
         )

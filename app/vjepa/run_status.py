@@ -22,7 +22,7 @@ LOSS_STEPS = 20  # the loss shown is the mean over so many last steps
 _MAY_CHANGE = (
     *("nodes", "tasks_per_node", "logging.", "meta.load_checkpoint", "meta.read_checkpoint", "meta.use_sdpa"),
     *("data.num_workers", "data.pin_mem", "data.decoder", "model.use_activation_checkpointing", "model.compile_model"),
-    *("optimization.epochs", "meta.eval_freq", "probe."),
+    *("optimization.epochs", "optimization.max_skipped_steps", "meta.eval_freq", "probe."),
 )
 
 
@@ -129,13 +129,13 @@ def _progress(rows: list[_Row], optimization: dict[str, Any]) -> Status:
     if per_epoch is None:
         per_epoch = next((a.itr + 1 for a, b in pairwise(rows) if b.epoch > a.epoch), None)
     last = rows[-1]
-    losses = [row.loss for row in rows[-LOSS_STEPS:]]
+    losses = [row.loss for row in rows[-LOSS_STEPS:] if math.isfinite(row.loss)]  # skipped steps have none
     return Status(
         epoch=last.epoch + (last.itr + 1 == per_epoch),
         epochs=epochs,
         step=last.epoch * per_epoch + last.itr + 1 if per_epoch else len(rows),
         steps=epochs * per_epoch if epochs and per_epoch else None,
-        loss=math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.nan,
+        loss=math.fsum(losses) / len(losses) if losses else math.nan,
     )
 
 

@@ -19,6 +19,7 @@ from app.vjepa.config import PretrainConfig
 from app.vjepa.diagnostics import Diagnostics
 from app.vjepa.metrics import MetricLogger
 from app.vjepa.online_probe import OnlineProbe
+from app.vjepa.skipped_steps import apply_update, spread_to_gradient
 from app.vjepa.utils import (
     Run,
     Schedule,
@@ -35,7 +36,7 @@ from src.datasets.data_manager import Loader, init_data
 from src.datasets.samplers import hash_seed
 from src.datasets.transforms import normalize
 from src.jepa.build import make_target_encoder
-from src.jepa.objective import VideoJEPA, ema_update, jepa_losses, make_targets
+from src.jepa.objective import VideoJEPA, jepa_losses, make_targets
 from src.launch.preemption import Preempted, listening, requested
 from src.masks import create_mask_collator
 from src.ops.compiled import keep_freed_memory
@@ -51,8 +52,8 @@ logger = get_logger(__name__)
 def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     """Pretrain as `args` says, in this process; others may run beside it (src/utils/distributed.py).
 
-    Raises UserError for a folder, data or checkpoint that does not do, and when the loss is no longer finite; Preempted
-    when the run was asked to stop, and has saved.
+    Raises UserError for a folder, data or checkpoint that does not do, and when no gradient is finite any more;
+    Preempted when the run was asked to stop, and has saved.
     """
     rank, world_size, device = current()
     quiet_other_ranks(rank)
@@ -80,7 +81,7 @@ def main(args: PretrainConfig, resume_preempt: bool = False) -> None:
     run = Run(encoder, predictor, target_encoder, model, optimizer, scaler, steps_per_epoch, samples_per_step)
     run.target_projector = target_projector
     if checkpoints:
-        resume(args, run, checkpoints, world_size)
+        resume(args, run, checkpoints, world_size, resume_preempt)
     loader.start_step, loader.start_position = run.step * micro, run.samples
     loader.total_steps = args.optimization.epochs * steps_per_epoch * micro
 
@@ -156,7 +157,7 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     # On a GPU reading a number waits for the device, so metrics are kept there and read together every few steps.
     read_every = args.logging.read_every or (args.logging.log_every if device.type == "cuda" else 1)
     save_after = 60 * (args.logging.save_every_minutes or math.inf)
-    loss, saved = math.nan, time.perf_counter()
+    loss, saved = run.loss, time.perf_counter()
     with loggers, listening(), Progress(total, run.step, args.logging.log_every, enabled=first) as progress:
         probe.evaluate()  # before step 0, or at the end of an epoch that was saved but not yet probed
         batches = progress.waiting_for(loader)
@@ -172,12 +173,12 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
             if save or run.step % read_every == 0:
                 loss = metrics.flush(progress)
             if save:
-                if first:
-                    save_checkpoint(run, args, loss, world_size)
+                save_checkpoint(run, args, world_size)
                 saved = time.perf_counter()
                 metrics.restart(progress)  # a step's time is without the checkpoint before it
             epoch = (run.step - 1) // run.steps_per_epoch + 1
-            progress.advance(run.samples_per_step, alarms=diagnostics.warned, epoch=epoch, loss=loss)
+            alarms = [*diagnostics.warned, *(["skipping"] if run.skipped_in_a_row else [])]
+            progress.advance(run.samples_per_step, alarms=alarms, epoch=epoch, loss=loss)
             if stop and run.step < total:
                 barrier()  # nobody leaves before all is on the disk
                 raise Preempted(stop, f"{checkpoint_path(args)} has all {run.step} steps so far")
@@ -186,13 +187,15 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
     for log in (metrics, diagnostics, probe):
         log.close()
     if rank == 0:
-        logger.info(f"done: {checkpoint_path(args)}")
+        skipped = f", {run.skipped} of {total} steps were skipped" if run.skipped else ""
+        logger.info(f"done: {checkpoint_path(args)}{skipped}")
 
 
 def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule) -> torch.Tensor:
-    """One optimizer step and the EMA after it, over the batches of `group`.
+    """One optimizer step and the EMA after it, over the batches of `group`; neither if a gradient is not finite.
 
-    Returns (5,) on the device: loss, its feature part, its variance part, gradient norms of encoder and predictor.
+    Returns (7,) on the device: loss, its feature part, its variance part, gradient norms of encoder and predictor,
+    1 if the step was applied and 0 if it was skipped, and the loss scale of float16, which elsewhere is 1.
     """
     rank, world_size, device = current()
     apply_schedule(run.optimizer, now)
@@ -215,15 +218,15 @@ def train_step(args: PretrainConfig, run: Run, group: list[Batch], now: Schedule
             losses = jepa_losses(
                 predictions, targets, args.loss.loss_exp, args.loss.reg_coeff, shrink=args.study.shrink_variance
             )
-            run.scaler.scale(losses.loss / len(group)).backward()
+            run.scaler.scale(spread_to_gradient(losses.loss) / len(group)).backward()
         parts.append(torch.stack(losses).detach())
     run.scaler.unscale_(run.optimizer)
     limit = args.optimization.clip_grad or math.inf
     norms = [nn.utils.clip_grad_norm_(module.parameters(), limit) for module in (run.encoder, run.predictor)]
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    ema_update(run.target.parameters(), run.online.parameters(), now.momentum)
-    return torch.cat([torch.stack(parts).mean(dim=0), torch.stack(norms).float()])
+    applied, scale = torch.stack(norms).isfinite().all(), run.scaler.scale(torch.ones((), device=device))
+    apply_update(run, now.momentum, applied)
+    run.scaler.update()  # whose own check of the gradients cannot find more than their norms do
+    return torch.cat([torch.stack(parts).mean(dim=0), torch.stack([*norms, applied, scale]).float()])
 
 
 def autocast(args: PretrainConfig, device: torch.device) -> torch.autocast | nullcontext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -67,6 +68,11 @@ class Run:
     step: int = 0
     samples: int = 0
     target_projector: nn.Module = field(default_factory=nn.Identity)  # EMA of predictor.projector
+    loss: float = math.nan  # of the last step that was not skipped
+    skipped: int = 0  # steps whose gradient was not finite; of them, how many there were last in a row
+    skipped_in_a_row: int = 0
+    saved_step: int | None = None  # that the folder's latest checkpoint is of
+    began_from: str | None = None  # meta.read_checkpoint of the run's first start
 
     @property
     def target(self) -> nn.Sequential:

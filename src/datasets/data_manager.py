@@ -41,6 +41,7 @@ def init_data(
     num_clips: int = 1,
     random_clip_sampling: bool = True,
     allow_clip_overlap: bool = False,
+    center_clips: bool = False,
     filter_short_videos: bool = False,
     filter_long_videos: int = 10**9,
     pad_truncated: bool = False,
@@ -69,7 +70,8 @@ def init_data(
         batch_size: samples per rank and step.
         transform: frames and a generator -> a clip, or a list of views.
         collator: draws masks (src/masks); None for evaluation.
-        num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap: see ClipSampling.
+        num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap, center_clips: see
+            ClipSampling.
         filter_short_videos, filter_long_videos, pad_truncated, decoder: see ClipReader.
         datasets_weights: how often each data set is drawn from, in training.
         max_skip_fraction: stop with a UserError when a larger share of the videos cannot be used.
@@ -88,7 +90,7 @@ def init_data(
     if datasets_weights is not None and len(datasets_weights) != len(datasets):
         raise UserError(f"data.datasets_weights has {len(datasets_weights)} entries for {len(datasets)} data.datasets")
     sampling = ClipSampling(
-        num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap
+        num_frames, sampling_rate, clip_duration, num_clips, random_clip_sampling, allow_clip_overlap, center_clips
     )
     transform = transform or to_tensor
     reader = ClipReader(sampling, transform, filter_short_videos, filter_long_videos, decoder, pad_truncated)

@@ -76,6 +76,19 @@ def jepa_losses(
 
 
 @torch.no_grad()
-def ema_update(target: Iterable[nn.Parameter], online: Iterable[nn.Parameter], momentum: float) -> None:
-    """target <- momentum * target + (1 - momentum) * online, in place, one fused call for all parameters."""
-    torch._foreach_lerp_(list(target), list(online), 1.0 - momentum)
+def ema_update(
+    target: Iterable[nn.Parameter],
+    online: Iterable[nn.Parameter],
+    momentum: float,
+    applied: torch.Tensor | None = None,
+) -> None:
+    """target <- momentum * target + (1 - momentum) * online, in place, for all parameters together.
+
+    Where `applied`, a bool (,) on their device, is given and false, target stays as it is; the host does not read it.
+    """
+    weight = 1.0 - momentum if applied is None else (1.0 - momentum) * applied
+    old: list[torch.Tensor] = list(target)
+    new: list[torch.Tensor] = list(online)
+    changes = list(torch._foreach_sub(new, old))
+    torch._foreach_mul_(changes, weight)
+    torch._foreach_add_(old, changes)

@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 
 def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
-    """The first of several checkpoints, newest first, that is whole; warns of those it had to pass over.
+    """The first of several checkpoints, newest first, that is whole and finite; warns of those it had to pass over.
 
     Raises:
         UserError: none is; names all of them. Or one cannot be read for another reason than damage.
@@ -108,10 +108,30 @@ def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
         except DamagedCheckpoint as error:
             damage.append(str(error))
             continue
+        broken = first_not_finite(state)
+        if broken:
+            damage.append(f"{path}: {broken} is not finite")
+            continue
         for text in damage:
             logger.warning(f"{text}; going back to {path}")
         return state, path
     raise DamagedCheckpoint(f"{'; '.join(damage)}: no good checkpoint is left, start afresh in another folder")
+
+
+def first_not_finite(state: object, name: str = "") -> str | None:
+    """Dotted name of the first tensor of a nested dictionary or list that holds NaN or inf; None without any.
+
+    Reads a number from the device for each tensor, as writing them does.
+    """
+    if isinstance(state, Tensor):
+        return None if state.isfinite().all() else name
+    parts: Iterable[tuple[Any, object]] = ()
+    if isinstance(state, Mapping):
+        parts = state.items()
+    elif isinstance(state, (list, tuple)):
+        parts = enumerate(state)
+    found = (first_not_finite(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
+    return next((each for each in found if each), None)
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu", mmap: bool = False) -> dict[str, Any]:

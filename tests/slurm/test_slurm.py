@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+from src.utils.checkpoint import load
 
 pytestmark = pytest.mark.slurm
 
@@ -56,9 +59,20 @@ def log(folder):
     return "".join(path.read_text() for path in folder.rglob("*_0_log.err"))
 
 
+def checkpoint_at_step_2(cluster, recipe, folder):
+    """Of a run of another folder, as it would be in the middle of an epoch."""
+    words = [f"logging.folder={folder}", "optimization.ipe=2", "--devices", "cpu"]
+    launch(cluster, "--fname", recipe, *words, command=("-m", "app.main"))
+    path = folder / "jepa-latest.pth.tar"
+    torch.save(load(path) | {"epoch": 0, "itr": 2, "steps_per_epoch": 50}, path)
+    return path
+
+
 def test_preempted_mid_epoch(cluster, recipe, tmp_path):
-    """Two nodes train; a job of a higher partition takes both; the run goes on exactly where it was."""
-    job = submit(cluster, recipe, tmp_path, "nodes=2", "tasks_per_node=2", command=[HELD])
+    """Two nodes train; a job of a higher partition takes both; it goes on where it was, not where it began."""
+    start = checkpoint_at_step_2(cluster, recipe, tmp_path / "first")
+    words = ["nodes=2", "tasks_per_node=2", f"meta.read_checkpoint={start}"]
+    job = submit(cluster, recipe, tmp_path, *words, command=[HELD])
     wait_for(lambda: len(steps(tmp_path)) >= 3, "three steps", tmp_path)
     high = cluster.run("sbatch", "-p", "high", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     wait_for(lambda: cluster.state(job) == "PENDING", "preempted and queued again", tmp_path)
@@ -67,9 +81,9 @@ def test_preempted_mid_epoch(cluster, recipe, tmp_path):
     wait_for(lambda: cluster.state(high.split()[-1]) == "", "the other job has had its turn", tmp_path)
     cluster.start_now(job)
     wait_for(lambda: cluster.state(job) == "", "the run's end", tmp_path)
-    resumed = re.search(r"resumed from .* at step (\d+)", log(tmp_path))
-    assert resumed and int(resumed.group(1)) == len(before), log(tmp_path)
-    assert steps(tmp_path) == [(0, itr) for itr in range(50)]
+    resumed = re.findall(r"resumed from .* at step (\d+)", log(tmp_path))
+    assert [int(step) for step in resumed] == [2, 2 + len(before)], log(tmp_path)
+    assert steps(tmp_path) == [(0, itr) for itr in range(2, 50)]
 
 
 def test_sweep_is_one_array(cluster, recipe, tmp_path):

@@ -1,6 +1,7 @@
 """The table of a sweep, from files in every state that a run leaves them in."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def test_progress(tmp_path):
     assert (status.state, status.epoch, status.epochs, status.step, status.steps) == ("running", 1, 2, 4, 6)
     assert status.loss == pytest.approx(15 / 4)
     assert status.saved == (tmp_path / "a" / "jepa-latest.pth.tar").stat().st_mtime
+
+
+@pytest.mark.parametrize(("losses", "mean"), [((9.0, "nan", 3.0, "inf"), 6.0), (("nan",), None)])
+def test_the_loss_is_that_of_steps_that_were_not_skipped(tmp_path, losses, mean):
+    write_run(tmp_path / "a", 4, losses=[float(loss) for loss in losses])
+    status = read_status(tmp_path / "a")
+    assert status.step == 4
+    assert math.isnan(status.loss) if mean is None else status.loss == mean
 
 
 @pytest.mark.parametrize("ipe", [3, None])

@@ -18,6 +18,7 @@ class ClipSampling:
         num_clips: clips per video, each from its own equal part of it.
         random: start anywhere in that part; otherwise at its beginning.
         allow_overlap: clips that do not fit their part spread over the whole video and may overlap.
+        centered: where a clip is not random it lies in the middle of its part.
     """
 
     frames_per_clip: int
@@ -26,6 +27,7 @@ class ClipSampling:
     num_clips: int = 1
     random: bool = True
     allow_overlap: bool = False
+    centered: bool = False
 
     def step(self, fps: float) -> float:
         """Frames from one sampled frame to the next."""
@@ -46,7 +48,8 @@ class ClipSampling:
         clips = []
         for i in range(self.num_clips):
             if part >= length:
-                start = i * part + (int(rng.integers(0, part - length + 1)) if self.random else 0)
+                middle = (part - 1 - int(offsets[-1])) // 2 if self.centered else 0
+                start = i * part + (int(rng.integers(0, part - length + 1)) if self.random else middle)
                 last = n_frames - 1
             elif self.allow_overlap or part == 0:
                 spread = max(n_frames - length, 0) // max(self.num_clips - 1, 1)

@@ -77,7 +77,9 @@ def test_vjepas_own_keys_load(tmp_path, caplog):
     check_ready(cfg, "vith16.yaml")
     (tmp_path / "vith16.yaml").write_text(VJEPA.replace("decode_one_clip: true", "decode_one_clip: false"))
     load_config(tmp_path / "vith16.yaml", PretrainConfig)
-    assert caplog.messages == ["data.decode_one_clip: false has no effect: only the frames of the clip are ever read"]
+    assert caplog.messages == [
+        "data.decode_one_clip=false has no effect, as in V-JEPA: only frames of clips in use are ever decoded"
+    ]
 
 
 def test_masks_as_the_collator_wants_them():
@@ -123,6 +125,10 @@ def test_masks_as_the_collator_wants_them():
         ("model.pred_num_heads=7", "model.pred_embed_dim=96 is not divisible by model.pred_num_heads=7: use 91 or 98"),
         ("optimization.ema=[0.9, 1.1]", "optimization.ema=[0.9, 1.1] must lie in [0, 1]"),
         ("optimization.ema=0.9", "optimization.ema: expected a list, as in [a, b], got 0.9"),
+        (
+            "optimization.max_skipped_steps=-1",
+            "optimization.max_skipped_steps: expected a number of at least 0, got -1",
+        ),
         ("optimization.warmup=900", "optimization.warmup=900 is longer than optimization.epochs="),
         ("optimization.betas=[0.9, 1]", "optimization.betas=[0.9, 1.0] must lie in [0, 1)"),
         ("data_aug.random_resize_scale=[0.5, 0.3]", "random_resize_scale=[0.5, 0.3] must be [low, high] with 0 < low"),

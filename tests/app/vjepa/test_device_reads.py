@@ -50,8 +50,21 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class TakesFoundInf(torch.optim.Optimizer):
+    """Decides on the device, as the fused optimizers do, none of which knows the meta device."""
+
+    _step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            changes = torch._foreach_mul([p.grad for p in group["params"]], group["lr"])
+            torch._foreach_mul_(changes, 1 - self.found_inf)
+            torch._foreach_sub_(group["params"], changes)
+
+
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
-def test_no_operator_of_a_step_reads(small, clip_grad):
+def test_no_operator_of_a_step_reads(small, clip_grad, monkeypatch):
     """With the gradient scaler of float16 and the fused optimizer, as on a GPU."""
     raw, _ = small("run", optimization={"clip_grad": clip_grad, "accumulate_steps": 2})
     cfg = PretrainConfig.model_validate(raw)
@@ -65,7 +78,11 @@ def test_no_operator_of_a_step_reads(small, clip_grad):
     with Reads() as reads:
         for group in groups:
             numbers = train.train_step(cfg, run, group, NOW)
+        with monkeypatch.context() as patch:  # a step that is skipped
+            patch.setattr(train, "spread_to_gradient", lambda loss: loss * math.nan)
+            skipped = train.train_step(cfg, run, groups[0], NOW)
     assert reads.seen == []
+    assert (numbers[5].item(), skipped[5].item()) == (1, 0)
     assert any(not torch.equal(a, b) for a, b in zip(before, run.encoder.parameters()))
     with Reads() as reads:
         assert math.isfinite(numbers[0])
@@ -78,12 +95,13 @@ def test_a_step_on_a_device_without_values(small, tmp_path):
     cfg = PretrainConfig.model_validate(raw)
     init_distributed(device="meta")
     run = build(cfg, "meta")
+    run.optimizer = TakesFoundInf(run.optimizer.param_groups, {})
     batches = iter(train.make_loader(cfg, 0, 1))
     metrics = MetricLogger(cfg, run, ExperimentLogger(tmp_path, enabled=False), resumed=False, enabled=False)
     for _ in range(3):
         batch = next(batches)
         metrics.append(train.train_step(cfg, run, [batch], NOW), NOW, [batch])
-    assert all(step.metrics.shape == (5,) for step in metrics.pending)
+    assert all(step.metrics.shape == (7,) for step in metrics.pending)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         metrics.flush(Progress(3))
 

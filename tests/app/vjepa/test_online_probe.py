@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -11,11 +12,14 @@ from PIL import Image
 
 from app.vjepa import online_probe, train
 from app.vjepa.config import PretrainConfig
-from app.vjepa.online_probe import probe_path
+from app.vjepa.online_probe import OnlineProbe, probe_path
 from src.config.loading import from_dict
 from src.datasets.embedded.generate import write_motion
+from src.datasets.transforms import EvalTransform
 from src.launch.preemption import Preempted
 from src.utils.errors import UserError
+from src.utils.experiment_loggers import ExperimentLogger
+from tests.app.vjepa.small_runs import build
 
 SHORT = {"ipe": 2, "epochs": 2, "warmup": 0}
 
@@ -168,6 +172,23 @@ def test_a_run_that_is_asked_to_stop_leaves_the_probe_for_later(config, monkeypa
     monkeypatch.setattr(train, "train_step", step)
     train.main(cfg)
     assert epochs(cfg) == [0, 1, 2]
+
+
+def test_it_sees_the_middle_of_each_video(config, labelled, tmp_path):
+    cfg = config(probe={**labelled, "max_samples": 4})
+    cfg.data.num_frames, cfg.data.sampling_rate = 4, 2
+    cfg.output_folder().mkdir()
+    probe = OnlineProbe(cfg, build(cfg), ExperimentLogger(tmp_path, enabled=False), resumed=False)
+    for batch in probe.loaders[0]:
+        for path, clip, frames in zip(batch.paths, batch.clips[0], batch.clip_indices[0].tolist(), strict=True):
+            with av.open(path) as video:
+                decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+            before, after = frames[0], len(decoded) - 1 - frames[-1]
+            assert before > 0 and after - before in (0, 1)
+            chosen = np.stack([decoded[number] for number in frames])
+            (seen,) = EvalTransform(cfg.data.crop_size)(chosen, np.random.default_rng(0))
+            assert torch.equal(clip, seen)
+    probe.close()
 
 
 def test_few_samples_are_drawn_once(config, labelled):

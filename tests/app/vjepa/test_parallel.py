@@ -34,7 +34,9 @@ def test_processes_do_what_accumulation_does_and_either_goes_on_from_the_other(s
 
     code, shown = start(two, words=("--devices", "cpu", "optimization.epochs=4"))
     assert code == 0, shown
-    said = "it was written with world size 2, batch size 2 and 4 steps an epoch, which now are 1, 2 and 4"
+    said = (
+        "written with world size 2, batch size 2, accumulate_steps 1 and 4 steps an epoch, which now are 1, 2, 1 and 4"
+    )
     assert said in shown
     assert len(rows(tmp_path / "two")) == 16
     state = load(tmp_path / "two" / "jepa-latest.pth.tar")

@@ -73,15 +73,27 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(small, start):
     assert "small_main.py" in shown.split("Fatal Python error: Aborted")[1]  # where it hangs
 
 
-def test_a_loss_that_breaks_in_one_process_stops_all_and_names_its_files(small, start, tmp_path, videos):
-    _, config = small("run")
-    code, shown = start(config, "nan 1 2")
+def test_a_loss_that_breaks_in_one_process_is_skipped_by_all_until_it_stops_them(small, start, tmp_path, videos):
+    """It is not finite in steps 2, 5 and 6, although its gradient would be; two in a row are one too many."""
+    _, config = small("run", optimization={"max_skipped_steps": 1})
+    code, shown = start(config, "inf 1 2,5,6")
     assert code == 2
-    target = tmp_path / "run" / "bad_batch.csv"
-    message = (
-        f"the loss is nan at epoch 0, step 2, in process 1 of 2, whose files are in {target}: lower optimization.lr"
+    folder = tmp_path / "run"
+    target, latest = folder / "bad_batch.csv", folder / "jepa-latest.pth.tar"
+    guilty = f"(loss inf), in process 1 of 2, whose files are in {target}; "
+    assert f"epoch 0, step 2 is skipped: its gradient is not finite {guilty}1 in a row, 1 in all" in shown
+    assert f"epoch 1, step 1 is skipped: its gradient is not finite {guilty}1 in a row, 2 in all" in shown
+    assert shown.splitlines()[-1] == (
+        f"error: the gradient is not finite at epoch 1, step 2 {guilty}2 in a row were skipped, more than "
+        "optimization.max_skipped_steps=1: lower optimization.lr, or compute in meta.dtype=float32; "
+        f"{latest} is from before (step 4)"
     )
-    assert shown.splitlines()[-1].startswith(f"error: {message}")
+    ours, theirs = ((folder / f"rank{rank}.txt").read_text().split() for rank in (0, 1))
+    assert ours == theirs and len(ours) == 7  # of weights, optimizer and EMA after each step
+    same_as_before = [step for step in range(1, 7) if ours[step] == ours[step - 1]]
+    assert same_as_before == [2, 5, 6]
+    state = load(latest)
+    assert (state["step"], state["skipped"], state["skipped_in_a_row"]) == (4, 1, 0)
     with target.open() as file:
         found = list(csv.DictReader(file))
     assert len(found) == 2
@@ -89,7 +101,6 @@ def test_a_loss_that_breaks_in_one_process_stops_all_and_names_its_files(small, 
     for row in found:
         assert row["rank"] == "1"
         assert str(Path(row["path"]).relative_to(videos.parent)) in listed
-    assert not (tmp_path / "run" / "jepa-latest.pth.tar").exists()
 
 
 def test_a_folder_deleted_under_a_run_stops_it_in_one_line(small, start, tmp_path):

@@ -1,5 +1,7 @@
 """The config in a checkpoint, of this version and of earlier ones: the same encoder is built from it."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from app.vjepa.utils import init_video_model
 from evals.classification.frozen_encoder import load_encoders
 from evals.config_sections import CheckpointConfig, PretrainedConfig
 from evals.future_prediction.future_predictor import load_future_predictors
-from src.jepa.build import make_target_encoder
-from src.jepa.checkpoint_config import checkpoint_config
+from src.jepa.build import build_encoder_and_predictor, make_target_encoder
+from src.jepa.checkpoint_config import check_same_start, checkpoint_config
 from src.models import load_encoder
 from src.utils.checkpoint import load, save_atomic
 from src.utils.errors import UserError
@@ -108,3 +110,82 @@ def test_what_is_no_config_is_said_in_one_line(config):
     with pytest.raises(UserError, match="p: its config is not a pretraining config of this version: ") as error:
         checkpoint_config({"config": config}, Path("p"))
     assert "\n" not in str(error.value)
+
+
+STARTS = [
+    ("meta.seed", 2, "1"),
+    ("data.crop_size", 64, "32"),
+    ("data.patch_size", 16, "8"),
+    ("data.num_frames", 8, "4"),
+    ("data.tubelet_size", 1, "2"),
+    ("model.model_name", "videomamba_small", '"videomamba_tiny"'),
+    ("model.pred_model_name", "vit_small", '"vit_tiny"'),
+    ("model.pred_depth", 2, "1"),
+    ("model.pred_embed_dim", 48, "24"),
+    ("model.pred_num_heads", 3, "null"),
+    ("model.pred_token_order", "concat", '"raster"'),
+    ("model.projector", "mlp", "null"),
+    ("model.uniform_power", True, "false"),
+    ("model.use_mask_tokens", False, "true"),
+    ("model.zero_init_mask_tokens", False, "true"),
+    ("model.pos_embed", "learned", '"sincos"'),
+    ("model.bidirectional", False, "true"),
+    ("model.scan_order", "temporal", '"spatial"'),
+    ("model.halve_directions", True, "false"),
+    ("model.init", "fan_in", '"default"'),
+    ("study.linear_std", 0.02, "null"),
+    ("study.zero_dt_bias", True, "false"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "then"), STARTS, ids=[key for key, *_ in STARTS])
+def test_another_start_is_refused(checkpoint, key, value, then):
+    stored = checkpoint_config(load(checkpoint[1]), checkpoint[1])
+    section, name = key.split(".")
+    now = copy.deepcopy(stored)
+    check_same_start(stored, now, Path("p"))
+    now[section][name] = value
+    with pytest.raises(UserError) as error:
+        check_same_start(stored, now, Path("p"))
+    assert str(error.value) == (
+        f"p: its run began with {key}={then}, and {json.dumps(value)} is asked for: the random baseline of "
+        f"evaluations, drawn from the config, would not be its start; set {key}={then}, or start afresh in another "
+        "logging.folder"
+    )
+
+
+def test_a_checkpoint_of_before_a_key_began_as_the_code_then_did(checkpoint):
+    state = load(checkpoint[0])
+    now = copy.deepcopy(state["config"])
+    for key in ("init", "scan_order", "halve_directions", "projector"):
+        del state["config"]["model"][key]
+    del state["config"]["study"], state["config"]["meta"]["seed"]
+    now["meta"]["seed"] = 0
+    stored = checkpoint_config(state, Path("p"))
+    check_same_start(stored, now, Path("p"))
+    now["model"]["scan_order"] = "temporal"
+    with pytest.raises(UserError, match=r'began with model\.scan_order="spatial"'):
+        check_same_start(stored, now, Path("p"))
+
+
+class Noting(dict):
+    """A section that notes which of its keys are read."""
+
+    def __init__(self, name, keys, seen):
+        super().__init__(keys)
+        self.name, self.seen = name, seen
+
+    def __getitem__(self, key):
+        self.seen.add(f"{self.name}.{key}")
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("encoder", ["videomamba_tiny", "vit_tiny"])
+def test_every_key_that_the_start_is_made_from_is_held_to(small, small_backbones, encoder):
+    """But those that change neither a weight nor what the network computes once it is trained."""
+    _, path = small("run", model={"model_name": encoder})
+    config, seen = scaffold.load(path, [])[1].model_dump(), set()
+    sections = ("data", "meta", "model", "study")
+    build_encoder_and_predictor(config | {name: Noting(name, config[name], seen) for name in sections})
+    assert {"meta.seed", "model.model_name", "study.linear_std"} <= seen
+    assert seen - {key for key, *_ in STARTS} == {"model.drop_path_rate", "meta.use_sdpa"}

@@ -60,3 +60,15 @@ def test_ema_equals_its_closed_form():
         for k, m in enumerate(momenta):
             closed = closed + (1 - m) * torch.tensor(momenta[k + 1 :]).prod() * online[k][i]
         torch.testing.assert_close(t, closed)
+
+
+def test_the_ema_of_a_step_that_was_not_applied_is_left_as_it_is():
+    torch.manual_seed(0)
+    online, target = ([torch.randn(5, 3), torch.randn(7)] for _ in range(2))
+    start, usual = ([t.clone() for t in target] for _ in range(2))
+    ema_update(target, online, 0.9, torch.tensor(False))
+    assert all(map(torch.equal, target, start))
+    ema_update(target, online, 0.9999, torch.tensor(True))
+    ema_update(usual, online, 0.9999)
+    assert all(map(torch.equal, target, usual))
+    assert not any(map(torch.equal, target, start))

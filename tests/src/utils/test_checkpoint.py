@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from src.utils.checkpoint import load, load_newest, load_state_dict_strict, save_atomic, strip_prefixes
+from src.utils.checkpoint import (
+    first_not_finite,
+    load,
+    load_newest,
+    load_state_dict_strict,
+    save_atomic,
+    strip_prefixes,
+)
 from src.utils.errors import UserError
 
 
@@ -97,6 +104,22 @@ def test_two_are_kept_and_the_newest_whole_one_is_read(tmp_path, caplog):
         UserError, match=r"x-latest.*no such checkpoint; .*x-previous.*empty: no good checkpoint is left"
     ):
         load_newest([latest, previous])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_found_wherever_it_is(tmp_path, dtype, value):
+    bad = torch.zeros(3, 4, dtype=dtype)
+    bad[2, 3] = value
+    fine = {"loss": float("nan"), "lr": [1, "x", None], "ids": torch.arange(3), "w": torch.zeros(2, dtype=dtype)}
+    assert first_not_finite(fine | {"empty": torch.zeros(0), "yes": torch.tensor(True)}) is None
+    assert first_not_finite(fine | {"opt": {"state": [{}, {"exp_avg": bad}]}, "z": bad}) == "opt.state.1.exp_avg"
+    latest, previous = tmp_path / "latest", tmp_path / "previous"
+    save_atomic(fine, previous)
+    save_atomic(fine | {"encoder": {"w": bad}}, latest)
+    assert load_newest([latest, previous])[1] == previous
+    with pytest.raises(UserError, match=r"latest: encoder.w is not finite: no good checkpoint is left"):
+        load_newest([latest])
 
 
 def test_code_is_refused_and_not_run(tmp_path, monkeypatch):

@@ -27,6 +27,22 @@ def test_fixed_clips_start_each_part():
     assert all((np.diff(c) == 5).all() for c in clips)
 
 
+@pytest.mark.parametrize(
+    ("n_frames", "sampling", "want"),
+    [
+        (9, {"frames_per_clip": 3, "frame_step": 2}, [[2, 4, 6]]),
+        (10, {"frames_per_clip": 3, "frame_step": 2}, [[2, 4, 6]]),  # of two middles the earlier
+        (41, {"frames_per_clip": 4, "clip_duration": 0.8}, [[12, 17, 22, 27]]),
+        (6, {"frames_per_clip": 3, "frame_step": 2}, [[0, 2, 4]]),
+        (4, {"frames_per_clip": 3, "frame_step": 2}, [[0, 2, 3]]),
+        (20, {"frames_per_clip": 2, "frame_step": 3, "num_clips": 2}, [[3, 6], [13, 16]]),
+    ],
+)
+def test_centred_clips_lie_in_the_middle_of_their_part(n_frames, sampling, want):
+    clips = _clips(n_frames, random=False, centered=True, **sampling)
+    assert [clip.tolist() for clip in clips] == want
+
+
 def test_random_clips_stay_in_their_part():
     for seed in range(50):
         for i, clip in enumerate(_clips(90, seed=seed, frames_per_clip=4, frame_step=5, num_clips=3)):
