@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.probes.linear_knn import MOST_LEFT_OUT, knn_probe, linear_probe
+from src.probes.linear_knn import MAX_LOO_SAMPLES, knn_probe, linear_probe
 
 FIELDS = ("train", "val", "width", "classes", "knn_s", "knn_pairs", "knn_ns_per_pair", "linear_s", "peak_mib")
 
@@ -30,7 +30,7 @@ def measure(train: int, val: int, width: int, classes: int) -> dict[str, float]:
         begun = time.perf_counter()
         probe(x[:train], labels, x[train:])
         times.append(time.perf_counter() - begun)
-    pairs = train * (val + min(train, MOST_LEFT_OUT))
+    pairs = train * (val + min(train, MAX_LOO_SAMPLES))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     row = (train, val, width, classes, round(times[0], 1), pairs, round(1e9 * times[0] / pairs, 1), round(times[1], 1))
     return dict(zip(FIELDS, (*row, round(peak))))

@@ -32,7 +32,7 @@ def find_videos(source: Path) -> list[Path]:
         UserError: there is no such file, or there are no videos in it.
     """
     from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
-    from src.datasets.folders import find_files, say_left_out
+    from src.datasets.folders import find_files, log_left_out
     from src.datasets.lists import list_folders, read_list, resolve
 
     if not source.exists():
@@ -40,7 +40,7 @@ def find_videos(source: Path) -> list[Path]:
     if source.is_dir():
         left_out: Counter[str] = Counter()
         found = find_files(source, VIDEO_SUFFIXES, left_out)
-        say_left_out(source, len(found), "videos", left_out)
+        log_left_out(source, len(found), "videos", left_out)
         if not found:
             raise UserError(f"--input {source}: the folder holds no videos ({', '.join(VIDEO_SUFFIXES)})")
         return found

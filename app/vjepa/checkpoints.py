@@ -77,7 +77,7 @@ def save_checkpoint(run: Run, cfg: PretrainConfig, world_size: int) -> None:
         "began_from": run.began_from,
         "config": cfg.model_dump(mode="json"),
     }
-    _check_sound(state, cfg, run)
+    _check_finite(state, cfg, run)
     if is_main():
         # Where every step since the last save was skipped the weights are the same: `previous` stays the older ones.
         same = run.saved_step is not None and run.step - run.saved_step <= run.skipped_in_a_row
@@ -88,7 +88,7 @@ def save_checkpoint(run: Run, cfg: PretrainConfig, world_size: int) -> None:
     run.saved_step = run.step
 
 
-def _check_sound(state: dict[str, Any], cfg: PretrainConfig, run: Run) -> None:
+def _check_finite(state: dict[str, Any], cfg: PretrainConfig, run: Run) -> None:
     """Refuse to write what no run could go on from."""
     broken = first_not_finite(state)
     what = f"{broken} is not finite" if broken else None

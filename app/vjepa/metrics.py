@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from app.vjepa.config import PretrainConfig
-from app.vjepa.skipped_steps import note_step
+from app.vjepa.skipped_steps import count_skipped_step
 from app.vjepa.utils import Run, Schedule
 from src.datasets.batch import Batch
 from src.utils.csv_log import CSVLogger
@@ -74,7 +74,8 @@ class MetricLogger:
     def flush(self, progress: Progress) -> float:
         """Write the rows of the pending steps, averaged over processes. Returns the last one's loss.
 
-        A step that was skipped has a row too, whose gradient norms say why. Raises UserError as `note_step` does.
+        A step that was skipped has a row too, whose gradient norms say why. Raises UserError as
+        `count_skipped_step` does.
         """
         pending, self.pending = self.pending, []
         own = torch.stack([step.metrics for step in pending])
@@ -91,7 +92,7 @@ class MetricLogger:
                 self.loggers.add_scalars(
                     shown | {"train/clips-per-s": 1000 * self.run.samples_per_step / times[1]}, step
                 )
-            note_step(self.args, self.run, step, row, own_losses[i], pending[i].paths)
+            count_skipped_step(self.args, self.run, step, row, own_losses[i], pending[i].paths)
         self.restart(progress)
         return rows[-1][0]
 

@@ -31,8 +31,8 @@ def spread_to_gradient(loss: torch.Tensor) -> torch.Tensor:
 def apply_update(run: Run, momentum: float, applied: torch.Tensor) -> None:
     """One step of the optimizer and of the EMA, or neither where `applied`, a bool (,) on the device, is false.
 
-    Fused optimizers take the decision on the device, as they do from a GradScaler: the host does not wait for it. The
-    others are a CPU's, where reading it costs nothing.
+    Fused optimizers take the decision on the device, as they do from a GradScaler: the host does not wait for it.
+    `init_opt` takes one wherever reading would wait.
     """
     on_device = getattr(run.optimizer, "_step_supports_amp_scaling", False)
     if on_device:
@@ -46,7 +46,7 @@ def apply_update(run: Run, momentum: float, applied: torch.Tensor) -> None:
     ema_update(run.target.parameters(), run.online.parameters(), momentum, applied if on_device else None)
 
 
-def note_step(
+def count_skipped_step(
     args: PretrainConfig, run: Run, step: int, row: Sequence[float], own_loss: float, paths: list[str]
 ) -> None:
     """Count a step that was applied or skipped, and say so if it was skipped; all processes together, in order.

@@ -188,6 +188,8 @@ def train(args: PretrainConfig, run: Run, loader: Loader, resumed: bool) -> None
         log.close()
     if rank == 0:
         skipped = f", {run.skipped} of {total} steps were skipped" if run.skipped else ""
+        if run.skipped_in_a_row:
+            logger.warning(f"the last {run.skipped_in_a_row} of {total} steps were skipped: the run may have diverged")
         logger.info(f"done: {checkpoint_path(args)}{skipped}")
 
 

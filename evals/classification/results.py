@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
-MOST_IN_JSON = 1000  # classes of a confusion matrix that the json holds; of 10,000 it would take gigabytes
+MAX_CONFUSION_CLASSES = 1000  # classes of a confusion matrix that the json holds; of 10,000 it would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def describe(score: Score, num_classes: int) -> dict[str, Any]:
         "total": score.total,
         "note": score.note,
         "per_class_accuracy": per_class_accuracy(confusion),
-        "confusion_matrix": confusion.tolist() if num_classes <= MOST_IN_JSON else None,
+        "confusion_matrix": confusion.tolist() if num_classes <= MAX_CONFUSION_CLASSES else None,
         **score.details,
     }
 

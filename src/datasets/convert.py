@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
-from src.datasets.folders import find_files, say_left_out
+from src.datasets.folders import find_files, log_left_out
 from src.datasets.list_lines import format_line
 from src.utils.errors import UserError, run_cli
 from src.utils.logging import get_logger
@@ -90,7 +90,7 @@ def write_list(wanted: Iterable[Wanted], videos: Path, out: Path) -> tuple[int, 
     for video in sorted(find_files(videos, VIDEO_SUFFIXES, left_out), key=_preference):
         if found.setdefault(video.stem, video) != video:
             left_out["of the same name"] += 1
-    say_left_out(videos, len(found), "videos", left_out)
+    log_left_out(videos, len(found), "videos", left_out)
     lines, missing = [], []
     for stems, label in wanted:
         path = next((found[stem] for stem in stems if stem in found), None)

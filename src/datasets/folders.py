@@ -85,7 +85,7 @@ def leads_up(link: str | Path) -> bool:
     return Path(os.path.realpath(Path(link).parent)).is_relative_to(os.path.realpath(link))
 
 
-def say_left_out(root: Path, count: int, what: str, left_out: Counter[str]) -> None:
+def log_left_out(root: Path, count: int, what: str, left_out: Counter[str]) -> None:
     """Log how many files were found in a folder, and what was not taken."""
     kinds = [f"{n} {why}" for why, n in left_out.most_common(_SHOWN)]
     if len(left_out) > _SHOWN:

@@ -10,7 +10,7 @@ import numpy as np
 
 from src.datasets.clip_reader import Sample, Transform, to_tensor
 from src.datasets.decoding.suffixes import IMAGE_SUFFIXES
-from src.datasets.folders import find_files, leads_up, say_left_out
+from src.datasets.folders import find_files, leads_up, log_left_out
 from src.datasets.image_file import read_image
 from src.datasets.lists import PackedStrings, list_folders, read_list, resolve
 from src.utils.errors import UserError
@@ -94,7 +94,7 @@ def _scan(root: Path) -> dict[str, list[str]]:
         raise UserError(f"image folder {root} has no class folders with images in them ({len(folders)} sub-folders)")
     if empty := len(images) - len(found):
         left_out["sub-folders without images"] += empty
-    say_left_out(root, sum(map(len, found.values())), f"images in {len(found)} class folders", left_out)
+    log_left_out(root, sum(map(len, found.values())), f"images in {len(found)} class folders", left_out)
     return found
 
 

@@ -184,7 +184,8 @@ class Loader:
             return self._evaluation_loader
         source: Dataset
         self._tracker = WorkerTracker(max(self._num_workers, 1))
-        how: dict[str, Any] = {"collate_fn": CollateInWorker(self._collate, self._tracker)}
+        batches = None if isinstance(self._source, WebVideoStream) else len(self)
+        how: dict[str, Any] = {"collate_fn": CollateInWorker(self._collate, self._tracker, batches)}
         if isinstance(self._source, WebVideoStream):
             source, how["batch_size"] = self._source, None
             self._source.tracker = self._tracker

@@ -160,12 +160,13 @@ class CollateInWorker:
 
     collate: Collate
     tracker: WorkerTracker
+    batches: int | None = None  # of one iteration, where it is known
 
     def __call__(self, fetched: Fetched) -> Batch:
         worker = get_worker_info()
         with self.tracker.noting():
             if worker is not None:
-                check_room(fetched.nbytes(), worker.num_workers)
+                check_room(fetched.nbytes(), worker.num_workers, self.batches)
             return self.collate(fetched)
 
 

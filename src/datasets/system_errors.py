@@ -55,17 +55,19 @@ def _no_room() -> str:
     )
 
 
-def check_room(batch_bytes: int, num_workers: int, capacity: int | None = None) -> None:
+def check_room(batch_bytes: int, num_workers: int, batches: int | None = None, capacity: int | None = None) -> None:
     """Raise UserError where shared memory cannot hold the batches that workers keep ready.
 
     Sooner or later they are all there at once: while a checkpoint is written, or the model is the slower part.
 
     Args:
         batch_bytes: size of one batch.
+        batches: how many there are at most; None: more than are kept ready.
         capacity: bytes of shared memory; None: the machine's.
     """
     capacity = _capacity() if capacity is None else capacity
-    needed = PREFETCH * num_workers * batch_bytes
+    ready = PREFETCH * num_workers
+    needed = (ready if batches is None else min(ready, batches)) * batch_bytes
     if 0 < capacity < needed:
         raise UserError(
             f"{_SHARED} has {_megabytes(capacity)}, and {num_workers} data workers keep {PREFETCH} batches of "

@@ -70,7 +70,7 @@ def check_same_start(stored: Mapping[str, Any], now: Mapping[str, Any], path: Pa
                 raise UserError(
                     f"{path}: its run began with {section}.{key}={_shown(then)}, and {_shown(wanted)} is asked for: "
                     "the random baseline of evaluations, drawn from the config, would not be its start; set "
-                    f"{section}.{key}={_shown(then)}, or start afresh in another logging.folder"
+                    f"{section}.{key}={_shown(then)}, or start afresh (no meta.read_checkpoint, another folder)"
                 )
 
 

@@ -86,9 +86,11 @@ def ema_update(
 
     Where `applied`, a bool (,) on their device, is given and false, target stays as it is; the host does not read it.
     """
-    weight = 1.0 - momentum if applied is None else (1.0 - momentum) * applied
     old: list[torch.Tensor] = list(target)
     new: list[torch.Tensor] = list(online)
-    changes = list(torch._foreach_sub(new, old))
-    torch._foreach_mul_(changes, weight)
+    if applied is None:
+        torch._foreach_lerp_(old, new, 1.0 - momentum)
+        return
+    changes = list(torch._foreach_sub(new, old))  # lerp takes no weight that lies on the device
+    torch._foreach_mul_(changes, (1.0 - momentum) * applied)
     torch._foreach_add_(old, changes)

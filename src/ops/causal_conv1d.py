@@ -27,8 +27,8 @@ from src.ops.compiled import (
     threads_for,
     to_kernel_dtype,
 )
+from src.ops.first_order import check_transforms, first_order_backward
 from src.ops.foreign import INSTALL, kernel_runs
-from src.ops.once import backward_once, check_transforms
 
 _OPERATOR = "causal_conv1d"
 _BLOCK, _GRAIN = 64, 1 << 15  # channels of one task in conv_kernel.h; outputs that are worth a thread
@@ -116,7 +116,7 @@ def _register(name: str, devices: list[str], forward: Callable[..., Any], backwa
             dx, dweight, dbias = run_backward(grad, *tensors, ctx.silu, ctx.reverse)
             return dx, dweight, dbias if tensors[2] is not None else None
 
-        return *backward_once(_OPERATOR, compute, grad, tensors), None, None
+        return *first_order_backward(_OPERATOR, compute, grad, tensors), None, None
 
     torch.library.register_autograd(forward_name, gradients, setup_context=setup)
     run_forward = getattr(torch.ops.vjepa_mamba, f"{name}_forward").default
@@ -197,7 +197,7 @@ def causal_conv1d(
     backend: 'auto', 'torch', 'cpu' (compiled), 'triton', 'cuda' (causal-conv1d).
     Raises ValueError on shapes that do not fit, an unknown activation or backend; ImportError or RuntimeError
     when a named backend is missing. Only 'torch' has second derivatives, forward mode and torch.func; the others raise
-    RuntimeError (src/ops/once.py).
+    RuntimeError (src/ops/first_order.py).
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
         raise ValueError(

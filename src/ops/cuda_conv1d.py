@@ -7,12 +7,12 @@ import torch
 from causal_conv1d import causal_conv1d_fn
 from torch import Tensor
 
-from src.ops.once import once
+from src.ops.first_order import first_order_only
 
 _STEP, _BYTES = 8, 16  # what the kernel wants strides to be a multiple of, in elements; what it loads at a time
 
 
-def readable(x: Tensor) -> Tensor:
+def to_kernel_layout(x: Tensor) -> Tensor:
     """x (B, E, L), copied where the kernel cannot read it as it lies.
 
     It takes channels innermost where E and both other strides are multiples of 8, or time innermost without gaps. A
@@ -45,9 +45,9 @@ def forward(
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool) -> Tensor:
     """The same on any device that the kernel is for."""
-    x, weight, bias = once("causal_conv1d", (x, weight, bias))
+    x, weight, bias = first_order_only("causal_conv1d", (x, weight, bias))
     kernel, offset = weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None
-    out = causal_conv1d_fn(readable(x.flip(-1) if reverse else x), kernel, offset, activation=activation)
+    out = causal_conv1d_fn(to_kernel_layout(x.flip(-1) if reverse else x), kernel, offset, activation=activation)
     if out.requires_grad:
-        out.register_hook(readable)  # the kernel asks the same of the gradient
+        out.register_hook(to_kernel_layout)  # the kernel asks the same of the gradient
     return out.flip(-1) if reverse else out

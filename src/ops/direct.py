@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from src.ops.once import backward_once
+from src.ops.first_order import first_order_backward
 
 
 class Formula(NamedTuple):
@@ -42,7 +42,7 @@ class _Call(torch.autograd.Function):
         def compute() -> Sequence[Tensor | None]:
             return formula.backward(grad, tensors, ctx.options, saved[ctx.count :])
 
-        return None, None, *backward_once(formula.operator, compute, grad, tensors)
+        return None, None, *first_order_backward(formula.operator, compute, grad, tensors)
 
 
 def possible(x: Tensor) -> bool:

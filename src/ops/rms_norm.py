@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.ops.compiled import call, data_ptr, has_library, threads_for
-from src.ops.once import backward_once, check_transforms
+from src.ops.first_order import check_transforms, first_order_backward
 
 _OPERATOR = "rms_norm"
 _GRAIN = 1 << 15  # elements that are worth a thread
@@ -74,7 +74,7 @@ def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
     def compute() -> tuple[Tensor, Tensor]:
         return torch.ops.vjepa_mamba.norm_backward(grad, x, weight, scale, ctx.eps)
 
-    return *backward_once(_OPERATOR, compute, grad, (x, weight)), None
+    return *first_order_backward(_OPERATOR, compute, grad, (x, weight)), None
 
 
 torch.library.register_autograd("vjepa_mamba::norm_forward", _gradients, setup_context=_setup)
@@ -84,7 +84,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: str = "auto") -> Te
     """x / sqrt(mean(x^2) + eps) * weight over the last axis: (..., D), (D,) -> (..., D).
 
     backend: 'auto' (float32 on the CPU runs in our kernel where it was built, everything else in PyTorch's) or 'torch'.
-    Raises ValueError on an unknown backend, RuntimeError where the kernel has no derivative (src/ops/once.py).
+    Raises ValueError on an unknown backend, RuntimeError where the kernel has no derivative (src/ops/first_order.py).
     """
     if backend not in ("auto", "torch"):
         raise ValueError(f"rms_norm: unknown backend {backend!r}; known: auto, torch")

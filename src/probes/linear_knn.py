@@ -1,8 +1,8 @@
 """Linear probe and k nearest neighbours (kNN) on mean-pooled features.
 
 Everything that is chosen (penalty, k) is chosen on the training samples alone, by leave-one-out over at most
-MOST_LEFT_OUT of them. So the work grows with the number of samples, not with its square, and memory holds chunks beside
-the features. ImageNet's 1.28 million training and 50,000 validation images are 9e10 cosines.
+MAX_LOO_SAMPLES of them. So the work grows with the number of samples, not with its square, and memory holds chunks
+beside the features. ImageNet's 1.28 million training and 50,000 validation images are 9e10 cosines.
 Legend: M samples, Q of them that are asked about, D width, C classes.
 """
 
@@ -21,7 +21,7 @@ from src.utils.distributed import current, gather_objects
 ALPHAS = tuple(10.0**e for e in range(-2, 6))
 NEIGHBOURS = (1, 5, 10, 20, 50)
 TEMPERATURE = 0.07  # weight of a neighbour is exp(cosine / TEMPERATURE), as in Wu et al. 2018
-MOST_LEFT_OUT = 20_000  # training samples that are left out, one by one, to choose by; drawn by the seed from more
+MAX_LOO_SAMPLES = 20_000  # training samples that are left out, one by one, to choose by; drawn by the seed from more
 CHUNK_ROWS = 32_768  # samples that are standardised at once, in double precision
 CHUNK_COSINES = 2**26  # at once, 256 MiB
 
@@ -74,7 +74,7 @@ def linear_probe(train_MD: np.ndarray, labels_M: np.ndarray, val_MD: np.ndarray,
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import RidgeClassifierCV
 
-    standardize, chosen = Standardizer(train_MD), draw_subset(train_MD, MOST_LEFT_OUT, seed)
+    standardize, chosen = Standardizer(train_MD), draw_subset(train_MD, MAX_LOO_SAMPLES, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = RidgeClassifierCV(alphas=ALPHAS).fit(standardize(train_MD[chosen]), labels_M[chosen])
@@ -120,13 +120,13 @@ def knn_probe(
 
     Args:
         chunk: most queries at once.
-        seed: draws the queries that k is chosen by, where there are more than MOST_LEFT_OUT training samples.
+        seed: draws the queries that k is chosen by, where there are more than MAX_LOO_SAMPLES training samples.
         shared: every process of the run calls this with the same features, and the queries are shared out. Otherwise
             this process works alone.
     """
     rank, world_size = current()[:2] if shared else (0, 1)
     standardize = Standardizer(train_MD)
-    bank_MD, chosen = standardize.unit(train_MD), draw_subset(train_MD, MOST_LEFT_OUT, seed)
+    bank_MD, chosen = standardize.unit(train_MD), draw_subset(train_MD, MAX_LOO_SAMPLES, seed)
     choices = [k for k in NEIGHBOURS if k < len(train_MD)] or [1]
     rows = min(chunk, max(1, CHUNK_COSINES // len(train_MD)))
 

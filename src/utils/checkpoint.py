@@ -115,7 +115,7 @@ def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
         for text in damage:
             logger.warning(f"{text}; going back to {path}")
         return state, path
-    raise DamagedCheckpoint(f"{'; '.join(damage)}: no good checkpoint is left, start afresh in another folder")
+    raise DamagedCheckpoint(f"{'; '.join(damage)}: no good checkpoint is left: start afresh, in a folder of its own")
 
 
 def first_not_finite(state: object, name: str = "") -> str | None:

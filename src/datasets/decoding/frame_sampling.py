@@ -35,11 +35,12 @@ class ClipSampling:
 
     def length(self, fps: float) -> int:
         """Frames of the video a clip spans, the step after its last frame included."""
-        return max(int(self.frames_per_clip * self.step(fps)), 1)
+        return max(int(min(self.frames_per_clip * self.step(fps), 2.0**53)), 1)
 
     def offsets(self, fps: float) -> np.ndarray:
         """Frames from a clip's first to each of its frames, int64 (T,)."""
-        return np.floor(np.arange(self.frames_per_clip) * self.step(fps)).astype(np.int64)
+        frames = np.floor(np.arange(self.frames_per_clip) * self.step(fps))
+        return np.minimum(frames, 2.0**53).astype(np.int64)  # a clip of 1e300 seconds is as long as any video
 
     def indices(self, n_frames: int, fps: float, rng: np.random.Generator) -> list[np.ndarray]:
         """Frame numbers of each clip, int64 (T,), never beyond the video: a short clip repeats its last frame."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from src.ops.compiled import has_library
+from src.ops.first_order import check_transforms
 from src.ops.foreign import INSTALL, kernel_runs
-from src.ops.once import check_transforms
 from src.ops.selective_scan.chunked import selective_scan_chunked
 from src.ops.selective_scan.cpu import MAX_STATES, selective_scan_cpu
 from src.ops.selective_scan.inputs import OPERATOR, Direction, ScanInputs
@@ -129,7 +129,7 @@ def selective_scan(
     `delta_softplus`: the step is softplus(delta + delta_bias). `reverse`: time runs from L-1 to 0.
     Raises ValueError on shapes that do not fit or an unknown backend, ImportError or RuntimeError when a named
     backend is missing. Only 'reference' has second derivatives, forward mode and torch.func; the others raise
-    RuntimeError (src/ops/once.py).
+    RuntimeError (src/ops/first_order.py).
     """
     return _run(ScanInputs((Direction(u, delta, A, B, C, D, delta_bias),), z, delta_softplus, reverse), backend)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.ops.once import backward_once
+from src.ops.first_order import first_order_backward
 from src.ops.selective_scan.inputs import OPERATOR, ScanInputs
 from src.ops.selective_scan.reference import finish, step_size, work_dtype
 
@@ -69,7 +69,11 @@ class _ChunkedScan(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         tensors, starts = saved[:8], saved[8:]
-        return None, None, *backward_once(OPERATOR, lambda: _gradients(ctx, grad, tensors, starts), grad, tensors)
+        return (
+            None,
+            None,
+            *first_order_backward(OPERATOR, lambda: _gradients(ctx, grad, tensors, starts), grad, tensors),
+        )
 
 
 def _gradients(ctx: Any, grad: Tensor, tensors: Sequence[Any], starts: Sequence[Tensor]) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 from torch import Tensor
 
-from src.ops.once import once
+from src.ops.first_order import first_order_only
 from src.ops.selective_scan.inputs import OPERATOR, ScanInputs
 
 
@@ -36,7 +36,7 @@ def scan(inputs: ScanInputs) -> Tensor:
     """The same on any device that the kernel is for."""
     if len(inputs.sides) == 2:
         return scan(inputs.alone(0)) + scan(inputs.alone(1))
-    u, delta, A, B, C, D, bias, z = once(OPERATOR, inputs.tensors)
+    u, delta, A, B, C, D, bias, z = first_order_only(OPERATOR, inputs.tensors)
     along = (u, delta, B, C, z)
     work = functools.reduce(torch.promote_types, [x.dtype for x in along if x is not None])
     x, step, b, c, gate = (t.to(work) if t is not None else None for t in along)

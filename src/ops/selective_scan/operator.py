@@ -14,7 +14,7 @@ from torch import Tensor
 
 from src.ops import direct
 from src.ops.compiled import empty_like_layout
-from src.ops.once import backward_once
+from src.ops.first_order import first_order_backward
 from src.ops.selective_scan.inputs import OPERATOR, ScanInputs
 
 _SIDE = "Tensor u{0}, Tensor delta{0}, Tensor A{0}, Tensor B{0}, Tensor C{0}, Tensor? D{0}, Tensor? delta_bias{0}"
@@ -94,7 +94,7 @@ def register(name: str, devices: Sequence[str], sides: int, backend: Backend) ->
             got = run_backward(grad, *saved, ctx.softplus, ctx.reverse)
             return [g if x is not None else None for x, g in zip(saved, got)]
 
-        return *backward_once(OPERATOR, compute, grad, saved[:count]), None, None, None
+        return *first_order_backward(OPERATOR, compute, grad, saved[:count]), None, None, None
 
     torch.library.register_autograd(forward_name, differentiate, setup_context=setup)
 

@@ -104,7 +104,7 @@ def test_equal_classes_need_no_balanced_rows():
 
 
 def test_a_confusion_matrix_of_very_many_classes_is_a_picture_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MOST_IN_JSON", 2)
+    monkeypatch.setattr(report, "MAX_CONFUSION_CLASSES", 2)
     written = report.write_files(tmp_path, "t", scores(), 0.5, 3, {})
     assert written["scores"][0]["confusion_matrix"] is None and written["scores"][0]["per_class_accuracy"][0] == 0.5
     assert (tmp_path / "t-confusion-random-linear.png").exists()

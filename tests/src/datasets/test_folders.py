@@ -9,7 +9,7 @@ import av
 import pytest
 
 from src.datasets.decoding.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from src.datasets.folders import find_files, leads_up, say_left_out
+from src.datasets.folders import find_files, leads_up, log_left_out
 from src.utils.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_files_below_a_folder_and_what_is_left_out(tmp_path, caplog):
     }
     assert left_out == expected
     with caplog.at_level("INFO"):
-        say_left_out(tmp_path, 3, "videos", Counter(left_out | {".a": 1, ".b": 1}))
+        log_left_out(tmp_path, 3, "videos", Counter(left_out | {".a": 1, ".b": 1}))
     assert "3 videos; left out: 2 hidden, 2 .txt, 1 " in caplog.text and caplog.text.endswith(", 2 others\n")
 
 

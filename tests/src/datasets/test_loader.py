@@ -176,10 +176,16 @@ def test_workers_that_cannot_be_started(mp4_list, capfd):
 )
 def test_room_in_shared_memory(batch, workers, capacity, fits):
     if fits:
-        check_room(batch, workers, capacity)
+        check_room(batch, workers, capacity=capacity)
         return
     with pytest.raises(UserError, match=rf"/dev/shm has .* {workers} data workers keep 2 batches of .*--shm-size=\dg"):
-        check_room(batch, workers, capacity)
+        check_room(batch, workers, capacity=capacity)
+
+
+def test_a_set_of_one_batch_needs_room_for_one():
+    check_room(10 << 20, num_workers=8, batches=1, capacity=64 << 20)
+    with pytest.raises(UserError, match="make it larger"):
+        check_room(10 << 20, num_workers=8, batches=7, capacity=64 << 20)
 
 
 def test_a_batch_that_no_machine_has_room_for(mp4_list):

@@ -149,8 +149,8 @@ def test_another_start_is_refused(checkpoint, key, value, then):
         check_same_start(stored, now, Path("p"))
     assert str(error.value) == (
         f"p: its run began with {key}={then}, and {json.dumps(value)} is asked for: the random baseline of "
-        f"evaluations, drawn from the config, would not be its start; set {key}={then}, or start afresh in another "
-        "logging.folder"
+        f"evaluations, drawn from the config, would not be its start; set {key}={then}, or start afresh (no "
+        "meta.read_checkpoint, another folder)"
     )
 
 

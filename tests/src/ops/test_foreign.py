@@ -156,10 +156,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_convolution_gets_what_it_can_read(packages, layout):
     packages(works, strict)
-    readable = conv._cuda().readable
+    to_kernel_layout = conv._cuda().to_kernel_layout
     x, as_it_is = LAYOUTS[layout]
     weight = torch.randn(x.shape[1], 4)
-    found = readable(x)
+    found = to_kernel_layout(x)
     assert (found is x) == as_it_is and torch.equal(found, x)
     torch.testing.assert_close(strict(found, weight), conv.causal_conv1d_torch(x, weight))
 

@@ -73,7 +73,7 @@ def test_of_many_samples_some_are_left_out_and_memory_holds_chunks(monkeypatch):
     vote, call = linear_knn._vote, Standardizer.__call__
     monkeypatch.setattr(linear_knn, "_vote", lambda s, *rest: asked.append(s.shape) or vote(s, *rest))
     monkeypatch.setattr(Standardizer, "__call__", lambda self, z: rows.append(len(z)) or call(self, z))
-    for name, value in (("MOST_LEFT_OUT", 50), ("CHUNK_COSINES", 3000), ("CHUNK_ROWS", 64)):
+    for name, value in (("MAX_LOO_SAMPLES", 50), ("CHUNK_COSINES", 3000), ("CHUNK_ROWS", 64)):
         monkeypatch.setattr(linear_knn, name, value)
     result = knn_probe(x, y, x_val, 5, seed=1)
     assert (result.predictions == whole.predictions).all()
@@ -90,6 +90,18 @@ def test_of_many_samples_some_are_left_out_and_memory_holds_chunks(monkeypatch):
     ridge = RidgeClassifier(alpha=alpha).fit(standardize(x), y)
     assert result.predictions.tolist() == ridge.predict(standardize(x_val)).tolist()
     assert (result.predictions == y_val).mean() > 0.97
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_asks_for_its_share_only(rank, monkeypatch):
+    x, y, x_val, _ = data(shuffle=False)
+    asked, vote = [], linear_knn._vote
+    monkeypatch.setattr(linear_knn, "_vote", lambda s, *rest: asked.append(len(s)) or vote(s, *rest))
+    monkeypatch.setattr(linear_knn, "MAX_LOO_SAMPLES", 50)
+    monkeypatch.setattr(linear_knn, "current", lambda: (rank, 2, None))
+    monkeypatch.setattr(linear_knn, "gather_objects", lambda own: [own, own])
+    knn_probe(x, y, x_val, 5, shared=True)
+    assert sum(asked) == 25 + len(x_val) // 2
 
 
 def test_the_fit_to_all_is_sklearns(monkeypatch):

@@ -32,7 +32,7 @@ def check_transforms(operator: str, tensors: Iterable[Tensor | None]) -> None:
                 raise _refuse(operator, "batched gradient (is_grads_batched, vectorize)")
 
 
-class _Final(torch.autograd.Function):
+class _NotDifferentiable(torch.autograd.Function):
     """The first `count` tensors as they are, but refusing to be differentiated; the others are what they depend on."""
 
     @staticmethod
@@ -45,7 +45,7 @@ class _Final(torch.autograd.Function):
         raise _refuse(ctx.operator, "second derivative")
 
 
-def backward_once(
+def first_order_backward(
     operator: str, compute: Callable[[], Sequence[Tensor | None]], grad: Tensor, tensors: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """What an operator's backward returns: the gradients that `compute` finds from `grad` and the operator's `tensors`.
@@ -58,10 +58,10 @@ def backward_once(
         return tuple(compute())
     with torch.no_grad():
         gradients = compute()
-    return _Final.apply(operator, len(gradients), *gradients, grad, *tensors)
+    return _NotDifferentiable.apply(operator, len(gradients), *gradients, grad, *tensors)
 
 
-class _Once(torch.autograd.Function):
+class _FirstOrderOnly(torch.autograd.Function):
     """Tensors as they are; gradients that come back to them are final."""
 
     @staticmethod
@@ -76,11 +76,11 @@ class _Once(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return (None, *gradients)
         tensors = ctx.saved_tensors
-        return (None, *_Final.apply(ctx.operator, len(gradients), *gradients, *tensors))
+        return (None, *_NotDifferentiable.apply(ctx.operator, len(gradients), *gradients, *tensors))
 
 
-def once(operator: str, tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+def first_order_only(operator: str, tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
     """The tensors for a foreign operator, which may not know that it can be differentiated only once."""
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return _Once.apply(operator, *tensors)
+        return _FirstOrderOnly.apply(operator, *tensors)
     return tuple(tensors)

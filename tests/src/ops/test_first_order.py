@@ -101,6 +101,7 @@ USES = {
     "create_graph, of a sum": twice,
     "create_graph, of squares": lambda run, x: twice(run, x, lambda y: y.square().sum()),
     "autograd.functional.hvp": lambda run, x: torch.autograd.functional.hvp(squares(run), x, torch.ones_like(x))[1],
+    "autograd.functional.jvp": lambda run, x: torch.autograd.functional.jvp(run, x, torch.ones_like(x))[1],
     "func.grad of grad": lambda run, x: torch.func.grad(lambda w: torch.func.grad(squares(run))(w).sum())(x),
     "func.grad": lambda run, x: torch.func.grad(squares(run))(x),
     "func.vjp": lambda run, x: torch.func.vjp(run, x)[1](torch.ones_like(x))[0],
