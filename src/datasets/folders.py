@@ -14,7 +14,15 @@ logger = logging.getLogger(__name__)
 _SHOWN = 6  # kinds of what is left out
 
 
-def find_files(root: Path, suffixes: Iterable[str], left_out: Counter[str]) -> list[Path]:
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}  # hidden by those who made them
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is not the user's."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def find_files(root: Path, suffixes: Iterable[str], left_out: Counter[str], seen: set[str] | None = None) -> list[Path]:
     """Files below `root` that end in one of `suffixes` (without the dot, in any case), in the order of their paths.
 
     Links are followed, to files and to folders, each folder once, so that none can lead round in a circle. Hidden files
@@ -22,6 +30,7 @@ def find_files(root: Path, suffixes: Iterable[str], left_out: Counter[str]) -> l
 
     Args:
         left_out: what was not taken is counted in here, by why.
+        seen: folders that were looked through before, by their real paths; those of this call are added.
 
     Raises:
         UserError: `root` is no folder, or may not be read.
@@ -30,14 +39,15 @@ def find_files(root: Path, suffixes: Iterable[str], left_out: Counter[str]) -> l
         raise UserError(f"folder {root} does not exist" if not root.exists() else f"{root} is not a folder")
     wanted = {f".{suffix}" for suffix in suffixes}
     found: list[Path] = []
-    seen: set[str] = set()
+    seen = set() if seen is None else seen
+    before = len(seen)
     linked = [str(root)]
     while linked:
         # A folder's own name before the links to it: a link's files would be called after whichever came first.
         links, linked = sorted(linked), []
         for link in links:
             _walk(link, wanted, seen, found, linked, left_out)
-    if not seen:
+    if len(seen) == before and os.path.realpath(root) not in seen:
         raise UserError(f"folder {root} may not be read")
     return sorted(found)
 
@@ -61,7 +71,7 @@ def _walk(
         seen.add(real)
         for entry in entries:
             suffix = Path(entry.name).suffix
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 left_out["hidden"] += 1
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)

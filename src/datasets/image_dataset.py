@@ -10,7 +10,7 @@ import numpy as np
 
 from src.datasets.clip_reader import Sample, Transform, to_tensor
 from src.datasets.decoding.suffixes import IMAGE_SUFFIXES
-from src.datasets.folders import find_files, leads_up, log_left_out
+from src.datasets.folders import find_files, is_hidden, leads_up, log_left_out
 from src.datasets.image_file import read_image
 from src.datasets.lists import PackedStrings, list_folders, read_list, resolve
 from src.utils.errors import UserError
@@ -78,7 +78,7 @@ def _scan(root: Path) -> dict[str, list[str]]:
     folders = []
     try:
         for path in sorted(root.iterdir()):
-            if path.name.startswith("."):
+            if is_hidden(path.name):
                 left_out["hidden"] += 1
             elif not path.is_dir():
                 left_out["beside the class folders"] += 1
@@ -88,8 +88,10 @@ def _scan(root: Path) -> dict[str, list[str]]:
                 folders.append(path)
     except OSError as error:
         raise UserError(f"image folder {root} cannot be read: {error.strerror}") from None
-    images = {path.name: [str(p) for p in find_files(path, IMAGE_SUFFIXES, left_out)] for path in folders}
-    found = {name: paths for name, paths in images.items() if paths}
+    seen: set[str] = set()  # an image has one class: that of the folder itself, before those of links to it
+    folders.sort(key=lambda path: (path.is_symlink(), path.name))
+    images = {path.name: [str(p) for p in find_files(path, IMAGE_SUFFIXES, left_out, seen)] for path in folders}
+    found = {name: images[name] for name in sorted(images) if images[name]}
     if not found:
         raise UserError(f"image folder {root} has no class folders with images in them ({len(folders)} sub-folders)")
     if empty := len(images) - len(found):

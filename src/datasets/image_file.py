@@ -15,6 +15,7 @@ _DAMAGE = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, EOFError),
     *(RuntimeError, struct.error, Image.DecompressionBombError),
 )
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF 6.0: whether zero is white or black; 1 is unsigned
 _SCALES = (1.0, 255.0, 65535.0)  # white, in the kinds of pixels that mode F and I are used for
 
 
@@ -52,13 +53,26 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image, at_most_16_bits: bool) -> Image.Image:
     """In 8 bits, by the rules of `read_image`; some versions of Pillow give 16-bit grey as mode I."""
     if image.mode.startswith("I;16") or (image.mode == "I" and at_most_16_bits):
-        return _grey(np.asarray(image) / 65535)
+        values = np.asarray(image)
+        grey = values / 65535
+        if _tiff(image, _PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds for 8 bits only
+            grey = 1 - grey
+        return _grey(np.where(values == image.info.get("transparency", -1), 1.0, grey))
     if image.mode in ("I", "F"):
-        return _grey(_in_unit_range(np.asarray(image).astype(np.float64), image.mode == "F"))
+        stored = np.asarray(image)
+        if image.mode == "I" and _tiff(image, _SAMPLE_FORMAT) == 1:
+            stored = stored.view(np.uint32)  # Pillow takes unsigned numbers for signed ones
+        return _grey(_in_unit_range(stored.astype(np.float64), image.mode == "F"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _tiff(image: Image.Image, tag: int) -> object:
+    """A TIFF's tag; None for what it has not, and for other formats."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) and value else value
 
 
 def _grey(values: np.ndarray) -> Image.Image:

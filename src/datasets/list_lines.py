@@ -27,6 +27,7 @@ _SUFFIX = "|".join(re.escape(s) for s in sorted(_SUFFIXES, key=len, reverse=True
 _UP_TO_SUFFIX = re.compile(rf"(.*\.(?:{_SUFFIX}))(?=[ \t,;])", re.IGNORECASE | re.DOTALL)
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"(?=[ \t,;]|$)')
 _LAST_FIELD = re.compile(r"[ \t]*[ \t,;][ \t]*(?=[^ \t,;]*$)")
+_SEVERAL_LABELS = re.compile(r"[ \t]+[+-]?\d+(?:,[+-]?\d+)+")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER_LIKE = re.compile(r"[+-]*\.?\d[\d.,_eE+-]*|[+-]+|nan", re.IGNORECASE)
 _PATH_NAMES = {"path", "paths", "file", "files", "filename", "file_name", "filepath", "file_path", "video", "videos"}
@@ -69,6 +70,8 @@ def _read_plain(text: str, exists: Callable[[str], bool]) -> Line:
         if _has_suffix(head):
             return head, _number(last)
         if before := _UP_TO_SUFFIX.match(head):
+            if _SEVERAL_LABELS.fullmatch(text[before.end() :]):
+                raise LineError("several labels: a video has one")
             between = _fields(head[before.end() :])
             if all(map(_INTEGER.fullmatch, between)) or not exists(head):
                 return before[1], read_label([*between, last])
@@ -138,11 +141,14 @@ def read_header(line: str) -> tuple[str, list[str]] | None:
     separator = next((s for s in ",;\t" if s in line), " ")
     names = [name.strip(_BLANKS).lower() for name in _columns(line, separator)]
     paths, labels = (sum(name in known for name in names) for known in (_PATH_NAMES, _LABEL_NAMES))
+    if paths == 1 and labels > 1:
+        several = ", ".join(name for name in names if name in _LABEL_NAMES)
+        raise LineError(f"its header has {labels} columns of labels ({several}), of which one must stay")
     return (separator, names) if paths == 1 and labels <= 1 and paths + labels == min(len(names), 2) else None
 
 
 def read_column_line(line: str, separator: str, names: list[str]) -> Line:
-    """Path and label of a line below a header with commas, semicolons or tabs. Raises LineError."""
+    """Path and label of a line below a header of columns. Raises LineError."""
     fields = [field.strip(_BLANKS) for field in _columns(line, separator)]
     if len(fields) != len(names):
         raise LineError(f"{len(fields)} columns under a header of {len(names)}")
@@ -156,8 +162,8 @@ def read_column_line(line: str, separator: str, names: list[str]) -> Line:
 def _columns(line: str, separator: str) -> list[str]:
     try:
         return next(csv.reader([line.strip("\r")], delimiter=separator, skipinitialspace=True), [])
-    except csv.Error as error:
-        raise LineError(str(error)) from None
+    except csv.Error:
+        raise LineError("a line end within the line, or a quote that is not closed") from None
 
 
 def split_lines(text: str) -> Iterator[tuple[int, str]]:

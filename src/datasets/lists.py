@@ -107,7 +107,7 @@ def _read_text(path: Path, labelled: bool) -> tuple[list[str], list[int | None]]
         try:
             header = read_header(line) if place == 0 else None
             if header and not exists(re.split(r"[ \t,;]", line)[0]):
-                columns = header if header[0] != " " else None
+                columns = None if header in ((" ", ["path", "label"]), (" ", ["path"])) else header
                 continue
             one, label = read_column_line(line, *columns) if columns else read_line(line, exists)
             if label is None and labelled:
@@ -140,6 +140,8 @@ def _read_npy(path: Path) -> tuple[list[str], list[int | None]]:
             "save it again as numpy.array(paths, dtype=str)"
         ) from None
     text = isinstance(array, np.ndarray) and array.dtype.kind in "US"
+    if text and (broken := next((p for p in map(_text, array.flat) if not _is_name(p)), None)) is not None:
+        raise UserError(f"{path}: {broken[:120]!r} is no file name: it holds a zero byte or half a character")
     if text and array.ndim == 1:
         return [_text(p) for p in array], [None] * len(array)
     if text and array.ndim == 2 and array.shape[1] == 2:
@@ -149,6 +151,14 @@ def _read_npy(path: Path) -> tuple[list[str], list[int | None]]:
             raise UserError(f"{path}: the second column must hold integer labels: {error}") from None
     found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive of several"
     raise UserError(f"{path}: expected an array of N paths, or of N x 2 paths and labels, got {found}")
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be the name of a file."""
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def _text(value: str | bytes) -> str:

@@ -82,7 +82,9 @@ def read_sample_list(
 def check_labels(samples: SampleList, num_classes: int) -> None:
     """Raise UserError unless all labels are in 0 .. num_classes - 1."""
     low, high = int(samples.labels.min()), int(samples.labels.max())
-    if low < 0 or high >= num_classes:
+    if low < 0:
+        raise UserError(f"{samples.source}: labels run from {low} to {high}: data.num_classes counts from 0")
+    if high >= num_classes:
         raise UserError(
             f"{samples.source}: labels run from {low} to {high}, which does not fit data.num_classes={num_classes} "
             f"(labels 0 to {num_classes - 1}): set data.num_classes={high + 1} or mend the list"

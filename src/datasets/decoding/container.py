@@ -18,7 +18,12 @@ _WITH_PICTURES = {
     b"styp",
     b"sidx",
 }  # they hold pictures or their places, or announce some
-_UNKNOWN_RIFF = (0, 0xFFFFFFFF)  # what is written where the length was not known, as into a pipe
+_UNKNOWN_RIFF = (
+    0,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+)  # what is written where the length was not known, as into a pipe
 
 
 def missing_bytes(file: BinaryIO, size: int) -> int:

@@ -17,6 +17,7 @@ Fit = Callable[[int, int], tuple[int, int]]  # (width, height) as shown -> (widt
 # ITU-T H.273 table 4: matrices that swscale does not know, and would read as BT.601.
 _UNREAD_MATRICES = {
     8: "YCgCo",
+    10: "BT.2020 with constant luminance",
     11: "SMPTE ST 2085",
     12: "of the primaries",
     13: "of the primaries",
@@ -35,19 +36,22 @@ class PictureConverter:
         label: what errors call the video.
         pixel: width of a pixel by its height, as the file says; None and 0 are square.
         fit: scales pictures to another size, averaging over areas.
+        upright: how to turn them; None: as the first frame says.
 
     Calling it raises DecodeError (unreadable) for what cannot be shown as it is meant: an odd angle, an impossible
     pixel, a colour matrix that is not read. It raises PyAV's own errors too.
     """
 
-    def __init__(self, label: str, pixel: Fraction | None, fit: Fit | None = None) -> None:
+    def __init__(
+        self, label: str, pixel: Fraction | None, fit: Fit | None = None, upright: Orientation | None = None
+    ) -> None:
         import av
 
         self._label, self._pixel, self._fit = label, pixel or Fraction(1), fit
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._how: dict[str, Any] = _one_thread() | ({"interpolation": "AREA"} if fit else {})
         self._size: tuple[int, int] | None = None  # as stored, before it is turned
-        self._orientation = Orientation()
+        self._orientation = upright
 
     def __call__(self, frame: Any) -> np.ndarray:
         if self._size is None:
@@ -56,6 +60,7 @@ class PictureConverter:
         plane = self._reformatter.reformat(frame, width, height, "rgb24", **self._how).planes[0]
         # PyAV's planes are buffers, which its types do not say.
         rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)  # type: ignore[call-overload]
+        assert self._orientation is not None
         return self._orientation.apply(rows[:, : width * 3].reshape(height, width, 3))
 
     def _look_at(self, frame: Any) -> tuple[int, int]:
@@ -63,7 +68,7 @@ class PictureConverter:
         try:
             if int(frame.colorspace) in _UNREAD_MATRICES and not frame.format.is_rgb:
                 raise ValueError(f"its colour matrix, {_UNREAD_MATRICES[int(frame.colorspace)]}, is not read")
-            self._orientation = orientation(frame)
+            self._orientation = self._orientation or orientation(frame)
             width, height = squared(frame.width, frame.height, self._pixel)
         except ValueError as error:
             raise DecodeError(self._label, "unreadable", str(error)) from None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from src.datasets.decoding.errors import DecodeError, first_line
+from src.datasets.decoding.orientation import Orientation
 from src.datasets.decoding.picture import Fit, PictureConverter
 
 
@@ -21,6 +22,7 @@ class PyAVFile:
         import av
 
         self._av, self._label = av, label
+        self._upright: Orientation | None = None  # of every frame; None: each clip's first frame says it
         # What PyAV raises on damaged files beside its own errors: streams that come and go, numbers that make no sense.
         self._errors = (av.FFmpegError, ValueError, IndexError, ArithmeticError, MemoryError)
         try:
@@ -72,7 +74,7 @@ class PyAVFile:
 
         `fit` changes that size, given as (width, height).
         """
-        picture = PictureConverter(self._label, self._stream.sample_aspect_ratio, fit)
+        picture = PictureConverter(self._label, self._stream.sample_aspect_ratio, fit, self._upright)
 
         def convert(frame: Any) -> np.ndarray:
             try:

@@ -2,7 +2,7 @@
 
 The file is demuxed once and its packets are kept, so the presentation time of every frame is known: frame i is the i-th
 time stamp, decoding starts at the last keyframe shown at or before it, and no container's idea of seeking is trusted,
-nor, for H.264, its idea of keyframes (clean_start.py).
+nor, for H.264, its idea of keyframes (h264_units.py).
 Files whose time stamps are missing or ambiguous (AVI, MPEG program streams) are decoded from their first packet and
 counted. A reader holds the compressed file in memory.
 """
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from src.datasets.decoding.clean_start import is_clean_start
 from src.datasets.decoding.errors import DecodeError, checked_indices, first_line
+from src.datasets.decoding.h264_units import is_clean_start, turns_by_message
+from src.datasets.decoding.orientation import orientation
 from src.datasets.decoding.pyav_file import PyAVFile
 
 # Frames of files without usable time stamps are kept while they are counted, up to this many bytes, to save a second
@@ -41,15 +42,29 @@ class PyAVVideo(PyAVFile):
         self._kept: list[Any] | None = None
         self._fed = 0  # the last packet the decoder was given
         self._pts = self._time_table()
-        self.fps = self._mean_rate()
         self.n_frames = len(self._pts) if self._pts is not None else self._count()
         if self.n_frames == 0:
             raise DecodeError(label, "no_video", "holds no video frames")
+        self.fps = self._mean_rate()
+        context = self._stream.codec_context
+        if turns_by_message(context.name, self._packets[0], context.extradata):
+            self._turn_by_first_frame()
+
+    def _turn_by_first_frame(self) -> None:
+        """A message that turns pictures is at the first frame, and holds for all."""
+        for frame in self._decode(0):
+            try:
+                self._upright = orientation(frame)
+            except ValueError as error:
+                raise DecodeError(self._label, "unreadable", str(error)) from None
+            break
 
     def _mean_rate(self) -> float:
         """Frames per second: measured where times are known, else what the file says, else 25."""
         if self._pts is not None and len(self._pts) > 1:
             return (len(self._pts) - 1) / float((self._pts[-1] - self._pts[0]) * self._stream.time_base)
+        if self._container.format.name == "avi" and self._stream.duration:  # its rate counts dropped frames too
+            return self.n_frames / float(self._stream.duration * self._stream.time_base)
         return float(self._stream.average_rate or self._stream.guessed_rate or 25)
 
     def _time_table(self) -> list[int] | None:
@@ -59,10 +74,14 @@ class PyAVVideo(PyAVFile):
             return None
         if self._container.format.name in ("avi", "mpeg", "mpegvideo", "h264", "hevc", "m4v"):
             return None  # times are guessed by the demuxer
+        context = self._stream.codec_context
+        if context.has_b_frames and (shown == sorted(shown) or context.name == "mpeg4"):
+            return None  # copied from such a container: times of decoding or, of packed MPEG-4, of other pictures
         # Keyframes in decoding order, and the time from which a decoder started there shows everything.
         keys = [i for i, p in enumerate(self._packets) if p.is_keyframe and p.pts is not None]
-        context = self._stream.codec_context
-        if context.name == "h264":
+        if len(keys) == len(self._packets) and not context.codec.intra_only and context.name != "h264":
+            keys = keys[:1]  # where all are marked, nobody knows which are
+        elif context.name == "h264":
             keys = [i for i in keys if is_clean_start(bytes(self._packets[i]), context.extradata)]
         if not keys or keys[0] != 0:
             return None  # decoders leave out what they cannot show rightly at the beginning

@@ -202,8 +202,8 @@ def write_motion(
 def ensure_embedded(list_path: str | Path, dataset_type: str) -> bool:
     """`write_motion` for a list that a config names and that is mostly there already; `dataset_type` is of EMBEDDED.
 
-    A mistyped path must not fill a disk, so a set is made only where the folder that its own lies in exists, or below
-    the working folder.
+    A mistyped path must not fill a disk, so a set is made only below the working folder, in a folder that exists, or
+    where the folder that its own lies in exists and is not the root of the disk.
 
     Raises:
         UserError: as `write_motion`, and where the path is none that a set could have.
@@ -217,10 +217,12 @@ def ensure_embedded(list_path: str | Path, dataset_type: str) -> bool:
         home, place = Path.cwd(), Path(os.path.abspath(root))  # noqa: PTH100 (resolve() would follow links)
         # Everything is below the root of a disk: there an absolute path says no more than any other.
         below = place.is_relative_to(home) and not (home == home.parent and root.is_absolute())
-        if not below and not place.parent.is_dir():
+        welcome = place.is_dir() or (place.parent.is_dir() and place.parent != place.parent.parent)
+        if not below and not welcome:
             raise UserError(
-                f"{path} does not exist, and {dataset_type} is not written there, as {place.parent} does not exist "
-                "either: mend the path, or make that folder"
+                f"{path} does not exist, and {dataset_type} is not written there, as {place.parent} "
+                f"{'is the root of the disk' if place.parent.is_dir() else 'does not exist either'}: mend the path, or "
+                "make its folder"
             )
         logger.info("%s: writing the embedded set to %s", dataset_type, root)
     return write_motion(root, scene)

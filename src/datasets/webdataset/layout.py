@@ -18,7 +18,7 @@ from src.utils.errors import UserError
 
 # What file systems, archivers and webdataset itself leave between samples.
 _STRANGER = re.compile(
-    r"(^|/)__macosx/|(^|/)(\.[^/]*|thumbs\.db|desktop\.ini|__[^/]*__|(readme|licen[sc]e)(\.(md|txt|rst))?)$",
+    r"(^|/)(__macosx|\.appledouble|@eadir)/|(^|/)(\.[^/]*|thumbs\.db|desktop\.ini|__[^/]*__|(readme|licen[sc]e)(\.(md|txt|rst))?)$",
     re.IGNORECASE,
 )
 # Files about the whole shard, where no video has their name.

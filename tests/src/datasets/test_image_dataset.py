@@ -49,6 +49,18 @@ def test_the_training_sets_names_number_the_classes(tmp_path):
     assert both.labels.tolist() == [1, 1, 2, 3, 0, 1, 2] and both.sizes == [4, 3]
 
 
+def test_an_image_has_one_class(tmp_path):
+    """Links to a class are no second class, and folders of systems none at all."""
+    for name in ("a", "b", "@eaDir", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "x.png")
+    (tmp_path / "alias").symlink_to("a")
+    (tmp_path / "b" / "loop").symlink_to("../a")
+    images = ImageDataset([tmp_path])
+    assert [images.path(i) for i in range(len(images))] == [str(tmp_path / c / "x.png") for c in ("a", "b")]
+    assert images.classes == ["a", "b"] and images.labels.tolist() == [0, 1]
+
+
 def test_lists_carry_their_own_numbers(tmp_path):
     _images(tmp_path, cat=2)
     (tmp_path / "a.csv").write_text("cat/1.png 7\ncat/0.png 3\n")

@@ -147,6 +147,36 @@ def test_orientation_is_honoured(tmp_path, orientation, suffix):
     assert pixels.shape == shown.shape and np.abs(pixels - shown).mean() < 4
 
 
+def _tiff(path, values, bits, photometric, sample_format=1):
+    """A TIFF of one strip, tag by tag."""
+    data = values.tobytes()
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, height)]
+    tags += [(279, len(data)), (339, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    place = struct.pack("<I", 8 + len(data))
+    path.write_bytes(b"II*\0" + place + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path
+
+
+def test_tiffs_whose_numbers_mean_something_else(tmp_path):
+    ramp = np.tile(np.linspace(0, 1, 64), (4, 1))
+    grey = np.round(ramp * 255).astype(int)
+    sixteen, thirty_two = (np.round(ramp * (2**bits - 1)).astype(f"<u{bits // 8}") for bits in (16, 32))
+    for photometric, values in ((1, sixteen), (0, 65535 - sixteen)):  # black is zero; white is zero
+        found = read_image(str(_tiff(tmp_path / "a.tif", values, 16, photometric)))
+        assert np.abs(found[..., 0] - grey).max() <= 1, photometric
+    found = read_image(str(_tiff(tmp_path / "a.tif", thirty_two, 32, 1)))
+    assert np.abs(found[..., 0] - grey).max() <= 1
+
+
+def test_the_transparent_grey_of_a_16_bit_png_is_white(tmp_path):
+    values = np.full((4, 8), 30_000, np.uint16)
+    values[:, :4] = 7
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=7)
+    assert read_image(str(tmp_path / "a.png"))[0, :, 0].tolist() == [255] * 4 + [117] * 4
+
+
 def test_an_orientation_of_16_bit_grey(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3

@@ -96,6 +96,42 @@ def test_npy_lists(tmp_path):
     assert read_list(tmp_path / "c.npy", labelled=False) == (["x.mp4"], [-1])
 
 
+@pytest.mark.parametrize("name", ["/x/v1\0x.mp4", "/x/\ud800.mp4"])
+def test_what_is_no_name_in_an_npy_list(name, tmp_path):
+    np.save(tmp_path / "n.npy", np.array([name, "/x/b.mp4"]))
+    with pytest.raises(UserError, match=r"n\.npy: .* is no file name"):
+        read_list(tmp_path / "n.npy", labelled=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("path label num_frames\nv1.mp4 3 50\nv2.mp4 4 50\n", [3, 4]),
+        ("path num_frames label\nv1.mp4 50 3\nv2.mp4 50 4\n", [3, 4]),
+        ("label path\n3 v1.mp4\n4 v2.mp4\n", [3, 4]),
+        ("label,path\n3,v1.mp4\n4,v2.mp4\n", [3, 4]),
+        ("path label\nv1.mp4 3\nv2.mp4 4\n", [3, 4]),
+    ],
+)
+def test_a_header_says_which_column_is_which(text, labels, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    assert read_list(tmp_path / "a.csv") == (["v1.mp4", "v2.mp4"], labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v1.mp4 1,2\n", "line 1: .*several labels: a video has one"),
+        ("path,class,label\nv1.mp4,cat,3\n", r"2 columns of labels \(class, label\)"),
+        ("path label\rv2.mp4 4\n", "line 1: "),
+    ],
+)
+def test_what_could_mean_two_things_is_refused(text, message, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "a.csv")
+
+
 def test_npy_lists_with_pickles_or_numbers_are_refused(tmp_path):
     np.save(tmp_path / "p.npy", np.array(["x.mp4", {"y": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="pickle"):

@@ -42,7 +42,7 @@ def test_a_cut_inside_the_pictures_is_still_seen(options, tmp_path, media):
             open_video(whole[:end])
 
 
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
 def test_an_avi_written_into_a_pipe_has_no_length(size, tmp_path, media):
     data = bytearray(media.write_video(tmp_path / "a.avi", codec="mpeg4").read_bytes())
     data[4:8] = struct.pack("<I", size)

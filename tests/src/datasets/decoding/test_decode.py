@@ -97,6 +97,70 @@ def test_files_cut_by_an_edit_list(skip, tmp_path, media):
         assert np.array_equal(read_frames(path, indices), truth[list(indices)])
 
 
+def _copy(source, path, change=lambda number, packet: None):
+    """The stream in another container, as `ffmpeg -c copy` does it."""
+    with av.open(str(source)) as file, av.open(str(path), "w") as target:
+        stream = file.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for number, packet in enumerate([p for p in file.demux(stream) if p.size]):
+            change(number, packet)
+            packet.stream = copy
+            target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "mov"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
+def test_times_of_decoding_are_not_taken_for_those_of_showing(codec, container, tmp_path, media):
+    """What is copied from an AVI has them; so do MXF and ASF."""
+
+    def as_decoded(number, packet):
+        packet.pts = packet.dts = number * 512
+
+    source = media.write_video(tmp_path / "a.mp4", codec=codec, options={"bf": "3", "g": "12"})
+    path = _copy(source, tmp_path / f"copied.{container}", as_decoded)
+    truth = media.decode_in_order(path)
+    assert media.frame_numbers(truth) == list(range(48))
+    for indices in READS:
+        assert np.array_equal(read_frames(path, indices), truth[indices]), indices
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "h261"])
+def test_keyframes_are_not_believed_where_all_are_marked(codec, tmp_path, media):
+    if codec == "h261":  # it marks every packet, and knows two sizes only
+        path = _write_h261(tmp_path / "a.h261")
+    else:
+        path = media.write_video(tmp_path / "a.mp4", codec=codec, options={"g": "12"})
+        path.write_bytes(path.read_bytes().replace(b"stss", b"free"))
+    truth = media.decode_in_order(path)
+    for indices in ([0], [7], [20], [3, 9, 17]):
+        assert np.array_equal(read_frames(path, indices), truth[indices]), indices
+
+
+def _write_h261(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h261", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuv420p"
+        for i in range(24):
+            picture = np.full((144, 176, 3), 20, np.uint8)
+            picture[:, 6 * i : 6 * i + 30] = 200
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_dropped_frames_of_an_avi_count_for_its_rate(tmp_path, media):
+    """Screen recorders leave a chunk empty where nothing has changed."""
+
+    def every_other(number, packet):
+        packet.pts = packet.dts = 2 * number
+
+    source = media.write_video(tmp_path / "a.avi", codec="mpeg4", options={"bf": "0"}, fps=50)
+    video = open_video(_copy(source, tmp_path / "sparse.avi", every_other))
+    assert video.n_frames == 48 and video.fps == pytest.approx(25, rel=0.03)
+    video.close()
+
+
 def test_packed_b_frames(tmp_path, media):
     """XviD's way of putting two pictures into one AVI packet, with an empty one after it."""
     plain = media.write_video(tmp_path / "plain.avi", codec="mpeg4", options={"bf": "1", "g": "250"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -60,6 +61,37 @@ def test_decord_turns_the_same_way(name, oblong, tmp_path, media):
     media.set_display_matrix(path, MATRICES[name])
     ours, theirs = read_frames(path, [3]), read_frames(path, [3], "decord")
     assert ours.shape == theirs.shape and np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_a_message_that_turns_the_first_frame_turns_all(oblong, tmp_path, media):
+    """ITU-T H.264 D.2.27; encoders put it at the first frame, or at every keyframe."""
+    # kind 47, 5 bytes: not cancelled, no mirrors, a quarter turn, repeated for ever; then the end bit
+    bits = "0" + "0" + "0" + format(0x4000, "016b") + "010" + "0"
+    message = bytes([6, 47, 3]) + int((bits + "1").ljust(24, "0"), 2).to_bytes(3, "big") + b"\x80"
+    path = tmp_path / "turned.ts"
+    with av.open(str(oblong)) as file, av.open(str(path), "w") as target:
+        stream = file.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for number, packet in enumerate([p for p in file.demux(stream) if p.size]):
+            data = bytes(packet)
+            if number == 0:
+                data = len(message).to_bytes(4, "big") + message + data
+            made = av.Packet(data)
+            made.pts, made.dts, made.time_base, made.is_keyframe = (
+                packet.pts,
+                packet.dts,
+                packet.time_base,
+                packet.is_keyframe,
+            )
+            made.stream = copy
+            target.mux(made)
+    truth = np.stack([_shown(frame, MATRICES["three_quarters"]) for frame in media.decode_in_order(oblong)])
+    stream = open_stream(path)
+    shown = np.stack([stream.rgb(frame) for frame in stream])
+    stream.close()
+    assert np.array_equal(shown, truth) or np.array_equal(shown, truth[:, ::-1, ::-1])  # by which way it turns
+    for indices in ([0, 4], [1, 5], [6]):
+        assert np.array_equal(read_frames(path, indices), shown[indices]), indices
 
 
 def test_a_scaled_matrix_turns_and_a_meaningless_one_does_nothing(oblong, tmp_path, media):

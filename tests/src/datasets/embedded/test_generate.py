@@ -229,8 +229,9 @@ def test_an_empty_folder_and_a_link_to_one_are_written_to(tmp_path):
         ("{root}/set/val.csv", "work", None),
         ("../set/val.csv", "work", None),
         ("{root}/dtaa/drift/train.csv", "work", r"train\.csv does not exist, and .*dtaa does not exist either"),
-        ("../dtaa/drift/train.csv", "work", "dtaa does not exist either: mend the path, or make that folder"),
+        ("../dtaa/drift/train.csv", "work", "dtaa does not exist either: mend the path, or make its folder"),
         ("{root}/work/../dtaa/drift/train.csv", "work", "dtaa does not exist either"),
+        ("/drifft-nowhere/train.csv", "work", "is the root of the disk"),
         ("/dtaa-nowhere/drift/train.csv", "/", "/dtaa-nowhere does not exist either"),
         (
             "data/drift/trian.csv",

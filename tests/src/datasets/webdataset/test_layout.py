@@ -121,6 +121,7 @@ def test_what_lies_between_samples_is_passed_over_and_counted(tmp_path, read, ex
 def test_what_is_no_stranger():
     for name in ("readme.mp4", "index.mp4", "license.webm", "a/README.cls", ".cache/x/1.mp4", "000.csv", "x"):
         assert not is_stranger(name), name
+    assert is_stranger("a/.AppleDouble/1.mp4") and is_stranger("@eaDir/1.mp4/thumb.jpg")
     assert run_key("a.b/c.d.mp4") == "a.b/c"
 
 

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from src.datasets.decoding.clean_start import is_clean_start
 from src.datasets.decoding.decode import read_frames
+from src.datasets.decoding.h264_units import is_clean_start
 
 WRITTEN = {
     "closed": ("keyint=12:min-keyint=12:scenecut=0:bframes=2", [0, 12, 24, 36]),
