@@ -1,7 +1,7 @@
 # make demo    pretrain VideoMamba-Tiny on the embedded data, probe it, show the table, write a report
 # make test    the whole test suite
 # make test-extras   what the test suite skips for want of a large package: Triton's kernels in its interpreter, on the
-#                    CPU, and timm's models; installs both
+#                    CPU, timm's models, and rendered scenes; installs them
 # make test-wheel   build the wheel, install it into a new environment beside a project with its own src/, and use it
 # make lint    ruff, mypy, and the import contract of pyproject.toml
 # Each makes .venv by itself; PYTHON=python3.12 picks the interpreter, PIP_FLAGS goes to pip install.
@@ -22,8 +22,8 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-extras: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton timm
-	$(BIN)/python -m pytest tests/src/ops/test_triton.py tests/src/ops/test_triton_compile.py tests/src/models/test_timm_models.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt triton timm metaworld mujoco packaging
+	$(BIN)/python -m pytest tests/src/ops/test_triton.py tests/src/ops/test_triton_compile.py tests/src/models/test_timm_models.py tests/src/datasets/embedded/metaworld
 
 test-wheel: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/packaging/test_wheel.py

@@ -101,6 +101,8 @@ setup(
             "scikit-video>=1.1",
         ],
         "log": ["tensorboard>=2.16", "wandb>=0.17"],
+        # exactly these: other versions of mujoco give other frames, or crash metaworld
+        "scenes": ["metaworld==3.1.1", "mujoco==3.3.0", "gymnasium>=1.1", "packaging"],
         "timm": ["timm>=1.0.11"],
         "cuda": ["mamba-ssm>=2.2", "causal-conv1d>=1.4"],
     },

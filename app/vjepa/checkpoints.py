@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from app.vjepa.config import PretrainConfig
 from app.vjepa.utils import Run
+from src.datasets.dataset_types import SHARDED
 from src.datasets.webdataset.shards import is_url
 from src.jepa.checkpoint_config import check_same_start, checkpoint_config
 from src.jepa.checkpoint_weights import load_weights
@@ -167,7 +168,7 @@ def _warn_of_other_steps(
     accumulated = stored.get("optimization", {}).get("accumulate_steps", 1)
     before = _Steps(state["world_size"], state["batch_size"], accumulated, state["steps_per_epoch"])
     now = _Steps(world_size, cfg.data.batch_size, cfg.optimization.accumulate_steps, run.steps_per_epoch)
-    streams = cfg.data.dataset_type == "WebVideoDataset" and any(map(is_url, cfg.data.datasets))
+    streams = cfg.data.dataset_type in SHARDED and any(map(is_url, cfg.data.datasets))
     workers = max(stored.get("data", {}).get("num_workers", cfg.data.num_workers), 1)
     dealt_anew = streams and (before.world_size, workers) != (world_size, max(cfg.data.num_workers, 1))
     if before.batches == now.batches and not dealt_anew:

@@ -22,6 +22,7 @@ from evals.classification.results import Score
 from evals.classification.task import Task, probe_settings
 from evals.config import ProbeConfig
 from src.config.loading import check_ready, save_config
+from src.datasets.dataset_types import PAIRED
 from src.probes import linear_knn
 from src.probes.sample_list import (
     SampleList,
@@ -272,7 +273,8 @@ class Evaluation:
             "chosen": "every choice (head, penalty, k) was made on training samples",
             "heads": heads,
         }
-        written = results.write_files(self.folder, self.prefix, scores, chance, num_classes, context)
+        paired = self.task.dataset_type in PAIRED
+        written = results.write_files(self.folder, self.prefix, scores, chance, num_classes, context, paired)
         if any(len(rows) > 1 for rows in heads.values()):
             results.print_table(results.build_heads_table(heads))
         self.log(f"results are in {self.folder}")
@@ -280,7 +282,9 @@ class Evaluation:
         title += "in brackets: 95 % interval (Wilson)\nevery choice was made on training samples"
         if not results.is_balanced(chance, scores[0].balanced_chance):
             title += "\nbalanced: mean of the classes' accuracies (normal interval)"
-        results.print_table(results.build_table(title, scores, probes, chance))
+        if paired:
+            title += "\ndirection: among samples whose scene is right"
+        results.print_table(results.build_table(title, scores, probes, chance, paired))
         return written
 
 

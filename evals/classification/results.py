@@ -67,6 +67,16 @@ class Score:
         """The balanced accuracy of any answer that does not depend on the sample: 1 / classes that have samples."""
         return 1 / len(np.unique(self.labels))
 
+    @property
+    def scenes(self) -> tuple[int, int]:
+        """Right scenes and samples, where labels are 2 x scene + direction."""
+        return int((self.labels // 2 == self.predictions // 2).sum()), self.total
+
+    @property
+    def directions(self) -> tuple[int, int]:
+        """Right directions, and samples whose scene is right: chance is a half of these."""
+        return self.correct, self.scenes[0]
+
     def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Right answers and samples of each class that has samples."""
         _, class_M, total_C = np.unique(self.labels, return_inverse=True, return_counts=True)
@@ -102,15 +112,26 @@ def chance_level(labels: np.ndarray, num_classes: int) -> float:
     return max(float(counts.max() / counts.sum()), 1.0 / num_classes)
 
 
+def scene_chance(score: Score) -> float:
+    """What can be had of scenes without looking: the share of the most common one."""
+    scenes = score.labels // 2
+    return chance_level(scenes, int(scenes.max()) + 1)
+
+
 def is_balanced(chance: float, balanced_chance: float) -> bool:
     """Whether all classes have as many samples, so that balanced accuracy is the accuracy."""
     return math.isclose(chance, balanced_chance, rel_tol=1e-6)
 
 
-def describe(score: Score, num_classes: int) -> dict[str, Any]:
-    """Everything about one score as plain numbers, ready for json."""
+def describe(score: Score, num_classes: int, paired: bool = False) -> dict[str, Any]:
+    """Everything about one score as plain numbers, ready for json; `paired`: labels are 2 x scene + direction."""
     low, high = wilson_interval(score.correct, score.total)
     confusion = confusion_matrix(score.labels, score.predictions, num_classes)
+    parts = {"scene": score.scenes, "direction": score.directions} if paired else {}
+    pairs: dict[str, Any] = {}
+    for name, (right, total) in parts.items():
+        pairs[f"{name}_accuracy"] = right / total if total else None
+        pairs[f"{name}_ci95"] = [*wilson_interval(right, total)] if total else [None, None]
     return {
         "row": score.row,
         "probe": score.probe,
@@ -118,6 +139,7 @@ def describe(score: Score, num_classes: int) -> dict[str, Any]:
         "ci95": [low, high],
         "balanced_accuracy": score.balanced_accuracy,
         "balanced_ci95": [*score.balanced_interval],
+        **pairs,
         "correct": score.correct,
         "total": score.total,
         "note": score.note,
@@ -128,10 +150,16 @@ def describe(score: Score, num_classes: int) -> dict[str, Any]:
 
 
 def write_files(
-    folder: Path, prefix: str, scores: Sequence[Score], chance: float, num_classes: int, context: dict[str, Any]
+    folder: Path,
+    prefix: str,
+    scores: Sequence[Score],
+    chance: float,
+    num_classes: int,
+    context: dict[str, Any],
+    paired: bool = False,
 ) -> dict[str, Any]:
     """Write `<prefix>-results.json`, `-results.csv`, pictures of the confusion matrices; return the json's content."""
-    described = [describe(score, num_classes) for score in scores]
+    described = [describe(score, num_classes, paired) for score in scores]
     path_json = folder / f"{prefix}-results.json"
     chances = {"chance": chance, "balanced_chance": scores[0].balanced_chance}
     payload = {**context, "num_classes": num_classes, **chances, "scores": described}
@@ -141,13 +169,21 @@ def write_files(
     with path_csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = ["row", "probe", "accuracy", "ci95_low", "ci95_high", "correct", "total", "note"]
-        writer.writerow([*columns, "balanced_accuracy", "balanced_ci95_low", "balanced_ci95_high"])
+        columns += ["balanced_accuracy", "balanced_ci95_low", "balanced_ci95_high"]
+        parts = ["scene", "direction"] if paired else []
+        columns += [f"{part}_{what}" for part in parts for what in ("accuracy", "ci95_low", "ci95_high")]
+        writer.writerow(columns)
         for d in described:
             shares = [f"{share:.6f}" for share in (d["accuracy"], *d["ci95"])]
             balanced = [f"{share:.6f}" for share in (d["balanced_accuracy"], *d["balanced_ci95"])]
-            writer.writerow([d["row"], d["probe"], *shares, d["correct"], d["total"], d["note"], *balanced])
+            pairs = [share for part in parts for share in (d[f"{part}_accuracy"], *d[f"{part}_ci95"])]
+            of_pairs = ["" if share is None else f"{share:.6f}" for share in pairs]
+            row = [d["row"], d["probe"], *shares, d["correct"], d["total"], d["note"], *balanced, *of_pairs]
+            writer.writerow(row)
         balanced_chance = f"{chances['balanced_chance']:.6f}"
-        writer.writerow(["chance", "", f"{chance:.6f}", "", "", "", "", "", balanced_chance, "", ""])
+        row = ["chance", "", f"{chance:.6f}", "", "", "", "", "", balanced_chance, "", ""]
+        of_pairs = [f"{scene_chance(scores[0]):.6f}", "", "", "0.500000", "", ""] if paired else []
+        writer.writerow(row + of_pairs)
 
     for score in scores:
         path = folder / f"{prefix}-confusion-{score.row}-{score.probe}.png"
@@ -171,31 +207,46 @@ def save_confusion_picture(path: Path, confusion: np.ndarray, min_side: int = 32
     Image.fromarray(pixels).save(path)
 
 
-def build_table(title: str, scores: Sequence[Score], probes: Sequence[str], chance: float) -> Table:
+def build_table(
+    title: str, scores: Sequence[Score], probes: Sequence[str], chance: float, paired: bool = False
+) -> Table:
     """Rows: encoders, then chance. Columns: probes, each `accuracy [95 % interval]` in percent.
 
-    Where classes have unequal numbers of samples, each row has one of balanced accuracies below it.
+    Where classes have unequal numbers of samples, each row has one of balanced accuracies below it; where labels are
+    2 x scene + direction, one of right scenes and one of right directions among these.
     """
-    balanced_chance = scores[0].balanced_chance
-    unequal = not is_balanced(chance, balanced_chance)
+    chances = {"": chance}
+    if not is_balanced(chance, scores[0].balanced_chance):
+        chances["  balanced"] = scores[0].balanced_chance
+    if paired:
+        chances |= {"  scene": scene_chance(scores[0]), "  direction": 0.5}
     table = Table(title=title)
     table.add_column("encoder", no_wrap=True)
     for probe in probes:
         table.add_column(probe, justify="right", no_wrap=True)
     for row in dict.fromkeys(score.row for score in scores):
         cells = {score.probe: score for score in scores if score.row == row}
-        plain = {p: _cell(s.accuracy, *wilson_interval(s.correct, s.total)) for p, s in cells.items()}
-        balanced = {p: _cell(s.balanced_accuracy, *s.balanced_interval) for p, s in cells.items()}
-        table.add_row(row, *(plain.get(probe, "-") for probe in probes))
-        if unequal:
-            table.add_row("  balanced", *(balanced.get(probe, "-") for probe in probes))
-    table.add_row("chance", *[f"{100 * chance:.1f}"] * len(probes))
-    if unequal:
-        table.add_row("  balanced", *[f"{100 * balanced_chance:.1f}"] * len(probes))
+        for measure in chances:
+            found = {probe: _cell(_measured(score, measure)) for probe, score in cells.items()}
+            table.add_row(measure or row, *(found.get(probe, "-") for probe in probes))
+    for measure, share in chances.items():
+        table.add_row(measure or "chance", *[f"{100 * share:.1f}"] * len(probes))
     return table
 
 
-def _cell(share: float, low: float, high: float) -> str:
+def _measured(score: Score, measure: str) -> tuple[float, float, float] | None:
+    """A share and its interval; None where no sample counts."""
+    if measure == "  balanced":
+        return score.balanced_accuracy, *score.balanced_interval
+    counts = {"  scene": score.scenes, "  direction": score.directions}
+    right, total = counts.get(measure, (score.correct, score.total))
+    return (right / total, *wilson_interval(right, total)) if total else None
+
+
+def _cell(found: tuple[float, float, float] | None) -> str:
+    if found is None:
+        return "-"
+    share, low, high = found
     return f"{100 * share:.1f} \\[{100 * low:.1f}, {100 * high:.1f}]"
 
 

@@ -25,6 +25,7 @@ from evals.future_prediction.scoring import ALL, CANDIDATES, DISTRACTORS, Choice
 from evals.future_prediction.strip import STRIP, save_strip
 from src.config.loading import check_ready, save_config
 from src.datasets.data_manager import Loader, init_data
+from src.datasets.dataset_types import SHARDED
 from src.datasets.transforms import EvalTransform, normalize
 from src.masks.utils import generator
 from src.probes.sample_list import SampleList, draw_subset, read_sample_list
@@ -115,7 +116,7 @@ def _loader(cfg: FutureConfig, trained_as: dict[str, Any], samples: SampleList) 
     data, (rank, world_size, device) = trained_as["data"], current()
     own = math.ceil(len(samples) / world_size)
     return init_data(
-        dataset_type="WebVideoDataset" if cfg.data.dataset_type == "WebVideoDataset" else "VideoDataset",
+        dataset_type="WebVideoDataset" if cfg.data.dataset_type in SHARDED else "VideoDataset",
         datasets=[samples.source],
         batch_size=math.ceil(own / math.ceil(own / cfg.data.batch_size)),
         transform=EvalTransform(data["crop_size"]),

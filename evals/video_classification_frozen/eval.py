@@ -9,6 +9,7 @@ from evals.classification.task import Task, probe_loader
 from evals.config import VideoClassificationConfig, VideoProbeConfig
 from src.datasets.augmentation import PretrainTransform, make_transforms
 from src.datasets.data_manager import Loader
+from src.datasets.dataset_types import SHARDED
 from src.datasets.transforms import EvalTransform
 from src.probes.sample_list import SampleList
 
@@ -49,7 +50,7 @@ def build_task(cfg: VideoClassificationConfig) -> Task:
         else:
             transform = EvalTransform(o.resolution, d.num_views_per_segment if mode == "val" else 1)
         reading = {"random_clip_sampling": mode == "augment", "max_skip_fraction": d.max_skip_fraction, **sampling}
-        kind = "WebVideoDataset" if d.dataset_type == "WebVideoDataset" else "VideoDataset"
+        kind = "WebVideoDataset" if d.dataset_type in SHARDED else "VideoDataset"
         return probe_loader(cfg, samples, mode, seed, transform, dataset_type=kind, label_key=d.label_key, **reading)
 
     return Task(

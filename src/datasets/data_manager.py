@@ -8,8 +8,10 @@ from pathlib import Path
 
 from src.datasets.batch import Collate, MaskCollator
 from src.datasets.clip_reader import ClipReader, Transform, to_tensor
+from src.datasets.dataset_types import SHARDED
 from src.datasets.decoding.frame_sampling import ClipSampling
 from src.datasets.embedded.generate import ensure_embedded
+from src.datasets.embedded.rendered import check_rendered
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.loader import Loader
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["DATASET_TYPES", "Loader", "init_data"]
 
-DATASET_TYPES = ("VideoDataset", "WebVideoDataset", "ImageDataset", *EMBEDDED)
+DATASET_TYPES = ("VideoDataset", *SHARDED, "ImageDataset", *EMBEDDED)
 
 
 def init_data(
@@ -102,7 +104,8 @@ def init_data(
         source = VideoDataset(datasets, reader, labelled)
     elif dataset_type == "ImageDataset":
         source = ImageDataset(datasets, transform, num_frames, classes, labelled)
-    elif dataset_type == "WebVideoDataset":
+    elif dataset_type in SHARDED:
+        check_rendered(datasets, dataset_type)
         shards = expand(datasets, allow_pipe)
         urls = [shard for group in shards for shard in group]
         if any(is_url(url) for url in urls):

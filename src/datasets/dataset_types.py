@@ -7,8 +7,16 @@ from typing import Annotated, Literal, get_args
 from pydantic import BeforeValidator
 
 _DatasetType = Literal[
-    "VideoDataset", "WebVideoDataset", "ImageDataset", "MotionDataset", "DriftDataset", "SlowDriftDataset"
+    "VideoDataset",
+    "WebVideoDataset",
+    "ImageDataset",
+    "MotionDataset",
+    "DriftDataset",
+    "SlowDriftDataset",
+    "MetaWorldDataset",
 ]
+SHARDED = ("WebVideoDataset", "MetaWorldDataset")  # kinds that are shards on a disk or behind URLs
+PAIRED = ("MetaWorldDataset",)  # labels are 2 x scene + direction: a pair of classes differs in the order of time
 
 
 def _spell_dataset_type(value: object) -> object:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from src.datasets.dataset_types import SHARDED
 from src.datasets.embedded.generate import ensure_embedded
+from src.datasets.embedded.rendered import check_rendered
 from src.datasets.embedded.scenes import EMBEDDED
 from src.datasets.image_dataset import ImageDataset
 from src.datasets.list_lines import format_line
@@ -63,7 +65,8 @@ def read_sample_list(
     folders of a validation set. `labelled` is `read_list`'s and WebVideoDataset's, `label_key` the latter's. Raises
     UserError when missing, malformed or empty, and for a class folder that is not among `classes`.
     """
-    if dataset_type == "WebVideoDataset":
+    if dataset_type in SHARDED:
+        check_rendered([source], dataset_type)
         files, labels = shard_samples(str(source), key, labelled, label_key)
         return SampleList(Path(source), files, np.asarray(labels, dtype=np.int64))
     source = Path(source)

@@ -21,8 +21,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -48,19 +49,22 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EBUSY, errno.EXDEV}
 
 
-def encode(path: Path, clip: np.ndarray, fps: int) -> None:
-    """Write a uint8 clip (T, H, W, 3) as H.264 mp4, every frame an intra frame of one quality.
+# Every frame an intra frame of one quality: no frame's artefacts depend on its neighbours, and a single frame stays as
+# uninformative as it was rendered.
+INTRA: Mapping[str, str] = {"qp": "22", "g": "1", "preset": "veryfast", "threads": "1"}
 
-    So no frame's artefacts depend on its neighbours, and a single frame stays as uninformative as it was rendered.
-    """
+
+def encode(target: Path | BinaryIO, clip: np.ndarray, fps: int, options: Mapping[str, str] = INTRA) -> None:
+    """Write a uint8 clip (T, H, W, 3) as H.264 mp4, with x264's `options`."""
     import av
 
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    file = str(target) if isinstance(target, Path) else target
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        stream.options = {"qp": "22", "g": "1", "preset": "veryfast", "threads": "1"}
+        stream.options = dict(options)
         for frame in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))

@@ -14,6 +14,7 @@ import numpy as np
 
 from src.datasets.embedded.digit_scene import CLASSES, SceneConfig, render_clip
 from src.datasets.embedded.drift_scene import DIRECTIONS, DriftConfig, render_drift
+from src.datasets.embedded.metaworld import tasks as metaworld
 from src.datasets.embedded.store import SPLITS
 
 VAL_SHARE = 0.25  # of the digit images of each digit
@@ -47,6 +48,8 @@ def scene_classes(scene: Scene) -> tuple[str, ...]:
 
 def classes_of(dataset_type: str) -> tuple[str, ...]:
     """Names of the classes of an embedded set, by what configs call it; none of other data."""
+    if dataset_type == "MetaWorldDataset":
+        return metaworld.CLASSES
     return scene_classes(SCENES[EMBEDDED[dataset_type]]) if dataset_type in EMBEDDED else ()
 
 

@@ -108,3 +108,23 @@ def test_a_confusion_matrix_of_very_many_classes_is_a_picture_only(tmp_path, mon
     written = report.write_files(tmp_path, "t", scores(), 0.5, 3, {})
     assert written["scores"][0]["confusion_matrix"] is None and written["scores"][0]["per_class_accuracy"][0] == 0.5
     assert (tmp_path / "t-confusion-random-linear.png").exists()
+
+
+def test_scene_and_direction_of_paired_classes(tmp_path):
+    labels = np.array([0, 1, 2, 3])  # scene 0 in both directions, scene 1 in both
+    scores = [
+        Score("pretrained", "knn", labels, np.array([0, 0, 2, 1])),  # scenes: 3 of 4; of these 2 directions
+        Score("random", "knn", labels, np.array([2, 2, 0, 0])),  # no scene, so no direction to speak of
+    ]
+    found = report.write_files(tmp_path, "jepa", scores, 0.25, 4, {}, paired=True)["scores"]
+    assert (found[0]["scene_accuracy"], found[0]["direction_accuracy"]) == (0.75, pytest.approx(2 / 3))
+    assert found[0]["direction_ci95"] == pytest.approx(report.wilson_interval(2, 3))
+    assert (found[1]["scene_accuracy"], found[1]["direction_accuracy"]) == (0.0, None)
+    rows = list(csv.DictReader((tmp_path / "jepa-results.csv").open()))
+    assert [row["direction_accuracy"] for row in rows] == ["0.666667", "", "0.500000"]
+    assert [row["scene_accuracy"] for row in rows] == ["0.750000", "0.000000", "0.500000"]
+    console = Console(width=100, record=True)
+    console.print(report.build_table("title", scores, ["knn"], 0.25, paired=True))
+    text = console.export_text()
+    assert text.count("scene") == text.count("direction") == 3 and "66.7 [" in text and " - " in text
+    assert "scene_accuracy" not in report.describe(scores[0], 4)
