@@ -40,7 +40,7 @@ FIELDS = (
     "train",
     "test",
     "classes",
-    "machine",
+    "processor",
 )
 
 
@@ -174,6 +174,7 @@ def main() -> int:
     for name, clips in (("supervised 3-D CNN", (train, test)), ("supervised 3-D CNN, one frame repeated", repeated)):
         found = supervised(clips[0], labels, clips[1], classes, args.seed, name)
         rows.append(row(name, truth, found, args.pairs))
+        print(rows[-1], flush=True)
     about = {"set": args.name, "train": len(train), "test": len(test), "classes": classes}
     about["processor"] = describe_environment()["processor"]
     kept: list[dict] = []

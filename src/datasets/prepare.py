@@ -25,6 +25,7 @@ import numpy as np
 
 from src.datasets.decoding.decode import DecodeError
 from src.datasets.decoding.transcode import Recipe, transcode
+from src.datasets.list_lines import NO_LABEL
 from src.datasets.lists import list_folders, read_list, resolve
 from src.datasets.webdataset.prepared_shards import MANIFEST, UNREADABLE, check, tar_file, write
 from src.datasets.webdataset.shard_writer import Sample, claimed, write_shards
@@ -86,7 +87,8 @@ def make_sample(recipe: Recipe, video: Video) -> Sample:
         "bytes": len(made.data),
         "sha256": hashlib.sha256(made.data).hexdigest(),
     }
-    return Sample(key, {"mp4": made.data, "cls": str(video.label).encode()}, row)
+    label = {} if video.label == NO_LABEL else {"cls": str(video.label).encode()}
+    return Sample(key, {"mp4": made.data} | label, row)
 
 
 def _finish(out: Path, plan: dict, rows: list[dict]) -> dict:

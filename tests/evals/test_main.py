@@ -51,7 +51,7 @@ def test_shipped_files_load_and_save(path, tmp_path):
     _, cfg = scaffold.load(path)
     save_config(cfg, tmp_path / "resolved.yaml")
     assert load_config(tmp_path / "resolved.yaml", type(cfg)) == cfg
-    assert any(name in path.stem for name in ("motion", "digits", "drift")) == (cfg.not_ready() is None)
+    assert any(name in path.stem for name in ("motion", "digits", "drift", "metaworld")) == (cfg.not_ready() is None)
     pretrain = load_config_of_pretraining(cfg)
     if isinstance(cfg, FutureConfig):  # all else is in the checkpoint
         assert cfg.context_tubelets < pretrain.data.num_frames // pretrain.data.tubelet_size

@@ -146,7 +146,7 @@ def test_masks_as_the_collator_wants_them():
         ),
         (
             "data.dataset_type=VideoDataSets",
-            "'MotionDataset', 'DriftDataset' or 'SlowDriftDataset', got",
+            "'SlowDriftDataset' or 'MetaWorldDataset', got",
         ),
         ("data.pach_size=8", "unknown key data.pach_size; did you mean data.patch_size?"),
         ("optimization.crop_size=64", "unknown key optimization.crop_size; did you mean data.crop_size?"),
