@@ -13,8 +13,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.datasets.embedded.metaworld.clip import Settings, Studio
-from src.datasets.embedded.metaworld.look import LOOKS, SPLITS
+from src.datasets.embedded.metaworld.appearance import LEVELS, SPLITS
+from src.datasets.embedded.metaworld.clip import ClipRenderer, Settings
 from src.datasets.embedded.metaworld.platform import choose_platform
 from src.datasets.embedded.metaworld.preview import write_sheet
 from src.datasets.embedded.metaworld.store import write_set
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{split}", type=int, default=count, help="clips (default: %(default)s)")
     parser.add_argument("--size", type=int, default=given.size, help="pixels (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=given.frames, help="of a clip (default: %(default)s)")
-    parser.add_argument("--look", choices=LOOKS, default=given.look, help="how much varies (default: %(default)s)")
+    parser.add_argument("--level", choices=LEVELS, default=given.level, help="how much varies (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=given.seed, help="which set (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.size % 2:
         raise UserError(f"--size must be even, not {args.size}: H.264 shares colour between two pixels")
     choose_platform()
-    settings = Settings(args.size, args.frames, args.look, args.seed)
+    settings = Settings(args.size, args.frames, args.level, args.seed)
     if args.preview is not None:
-        with Studio(settings) as studio:
-            write_sheet(studio, args.preview)
+        with ClipRenderer(settings) as renderer:
+            write_sheet(renderer, args.preview)
         print(args.preview)
         return
     made = write_set(args.out, {split: getattr(args, split) for split in SPLITS}, settings, args.workers)

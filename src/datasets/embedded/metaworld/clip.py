@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.datasets.embedded.metaworld.appearance import SPLITS, Camera, draw_camera, randomize_appearance
 from src.datasets.embedded.metaworld.episode import Episode, simulate
-from src.datasets.embedded.metaworld.look import SPLITS, Camera, draw_camera, dress
 from src.datasets.embedded.metaworld.tasks import CLASSES, TASKS
 from src.utils.errors import UserError
 
@@ -26,14 +26,14 @@ class Settings:
     Attributes:
         size: side of the square frames, pixels.
         frames: of a clip; its steps are spread over the action, so actions of any duration fill a clip.
-        look: mild, medium or wild (look.py).
+        level: mild, medium or wild (appearance.py).
         seed: another seed is another set.
         fps: what the file says, frames per second.
     """
 
     size: int = 112
     frames: int = 32
-    look: str = "mild"
+    level: str = "mild"
     seed: int = 0
     fps: int = 12
 
@@ -60,13 +60,13 @@ class Clip(NamedTuple):
 
 
 @dataclass
-class Studio:
+class ClipRenderer:
     """Simulators and renderers of the tasks, each made when it is first wanted; a context manager that closes them."""
 
     settings: Settings
     _tasks: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
 
-    def __enter__(self) -> Studio:
+    def __enter__(self) -> ClipRenderer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,12 +115,12 @@ class Studio:
 
         model, data, size = env.model, env.data, self.settings.size
         renderer._gl_context.make_current()
-        dress(model, renderer._mjr_context, self.settings.look, split, rng)
+        randomize_appearance(model, renderer._mjr_context, self.settings.level, split, rng)
         option = mujoco.MjvOption()
         option.sitegroup[:] = 0  # goals are drawn as sites, which would give the class away
         steps = episode.steps(self.settings.frames)
         hand = episode.hand[steps]
-        chosen = draw_camera(self.settings.look, hand, float(model.vis.global_.fovy), rng)
+        chosen = draw_camera(self.settings.level, hand, float(model.vis.global_.fovy), rng)
         camera = mujoco.MjvCamera()
         camera.type, camera.lookat[:] = mujoco.mjtCamera.mjCAMERA_FREE, chosen.lookat
         camera.distance, camera.azimuth, camera.elevation = chosen.distance, chosen.azimuth, chosen.elevation

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from src.datasets.embedded.metaworld.clip import Studio
-from src.datasets.embedded.metaworld.look import SPLITS
+from src.datasets.embedded.metaworld.appearance import SPLITS
+from src.datasets.embedded.metaworld.clip import ClipRenderer
 from src.datasets.embedded.metaworld.tasks import CLASSES
 from src.utils.errors import UserError
 
 _FRAMES, _GAP, _TITLE = 8, 2, 12
 
 
-def write_sheet(studio: Studio, path: Path, columns: int = 2) -> None:
+def write_sheet(renderer: ClipRenderer, path: Path, columns: int = 2) -> None:
     """One clip of each class of the training split, `columns` classes side by side. Raises UserError if unwritable."""
     strips = []
     for label, name in enumerate(CLASSES):
-        frames = studio.clip(SPLITS[0], label).frames
+        frames = renderer.clip(SPLITS[0], label).frames
         chosen = frames[np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int)]
         row = np.concatenate([np.pad(frame, ((0, _GAP), (0, _GAP), (0, 0))) for frame in chosen], axis=1)
         strip = Image.new("RGB", (row.shape[1], row.shape[0] + _TITLE))

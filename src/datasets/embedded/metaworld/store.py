@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from src.datasets.embedded.generate import encode
-from src.datasets.embedded.metaworld.clip import Clip, Settings, Studio
-from src.datasets.embedded.metaworld.look import SPLITS
+from src.datasets.embedded.metaworld.appearance import SPLITS
+from src.datasets.embedded.metaworld.clip import Clip, ClipRenderer, Settings
 from src.datasets.embedded.metaworld.tasks import CLASSES, TASKS
 from src.datasets.webdataset.prepared_shards import MANIFEST, write
 from src.datasets.webdataset.shard_writer import Sample, claimed, write_shards
@@ -70,7 +70,7 @@ def write_set(out: Path, counts: Mapping[str, int], settings: Settings, workers:
 def make_sample(settings: Settings, item: tuple[str, int]) -> Sample:
     """A clip as the files of a shard, by its split and number."""
     split, index = item
-    clip = _studio(settings).clip(split, index)
+    clip = _renderer(settings).clip(split, index)
     about = {
         "class": CLASSES[clip.label],
         "scene": clip.label // 2,
@@ -90,11 +90,11 @@ def make_sample(settings: Settings, item: tuple[str, int]) -> Sample:
 
 
 @cache
-def _studio(settings: Settings) -> Studio:
-    """This process's studio, closed when it ends."""
-    studio = Studio(settings)
-    Finalize(None, studio.close, exitpriority=10)
-    return studio
+def _renderer(settings: Settings) -> ClipRenderer:
+    """This process's renderer, closed when it ends."""
+    renderer = ClipRenderer(settings)
+    Finalize(None, renderer.close, exitpriority=10)
+    return renderer
 
 
 def _video(clip: Clip, fps: int) -> bytes:

@@ -7,7 +7,16 @@ import colorsys
 import numpy as np
 import pytest
 
-from src.datasets.embedded.metaworld.look import HUES, LOOKS, PATTERNS, SPLITS, Camera, colour, draw_camera, texture
+from src.datasets.embedded.metaworld.appearance import (
+    HUES,
+    LEVELS,
+    PATTERNS,
+    SPLITS,
+    Camera,
+    colour,
+    draw_camera,
+    texture,
+)
 
 
 def test_splits_share_no_hue_and_no_pattern():
@@ -43,12 +52,12 @@ def test_the_middle_of_the_picture_is_what_the_camera_looks_at():
     assert right[0] == pytest.approx([112, 56])
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_cameras_keep_the_hand_in_view(look):
+@pytest.mark.parametrize("level", LEVELS)
+def test_cameras_keep_the_hand_in_view(level):
     rng = np.random.default_rng(0)
     path = np.linspace([0.0, 0.45, 0.15], [0.1, 0.75, 0.1], 16)
     inside = 0
     for _ in range(50):
-        seen = draw_camera(look, path, 45.0, rng).project(path, 1)
+        seen = draw_camera(level, path, 45.0, rng).project(path, 1)
         inside += bool(seen.min() > 0 and seen.max() < 1)
     assert inside >= 48

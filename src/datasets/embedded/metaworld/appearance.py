@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LOOKS = ("mild", "medium", "wild")
+LEVELS = ("mild", "medium", "wild")
 SPLITS = ("train", "val", "test")
 
 # Twelfths of the colour circle, spread over it.
@@ -96,29 +96,29 @@ def texture(rng: np.random.Generator, split: str, side: int, contrast: float) ->
     return (255 * np.clip(first + (second - first) * pattern + grain, 0, 1)).astype(np.uint8)
 
 
-def dress(model: Any, context: Any, look: str, split: str, rng: np.random.Generator) -> None:
+def randomize_appearance(model: Any, context: Any, level: str, split: str, rng: np.random.Generator) -> None:
     """Give a MuJoCo model new colours, textures (uploaded into `context`) and lights, in place."""
     import mujoco
 
     model.mat_reflectance[:] = 0
     robot = np.isin(model.body_rootid[model.geom_bodyid], model.body_rootid[model.body("hand").id])
     plain = model.geom_matid < 0
-    if look != "wild":
+    if level != "wild":
         plain &= ~robot
     model.geom_rgba[plain, :3] = [colour(rng, split, (0.0, 0.8)) for _ in range(int(plain.sum()))]
     robot_materials = set(model.geom_matid[robot].tolist())
     for material in range(model.nmat):
-        if look == "wild" or material not in robot_materials:
-            model.mat_rgba[material, :3] = colour(rng, split, (0.0, 0.3) if look == "mild" else (0.0, 0.6))
-    if look != "mild":
+        if level == "wild" or material not in robot_materials:
+            model.mat_rgba[material, :3] = colour(rng, split, (0.0, 0.3) if level == "mild" else (0.0, 0.6))
+    if level != "mild":
         robot_textures = {t for m in robot_materials if m >= 0 for t in np.ravel(model.mat_texid[m]).tolist()}
         for index in range(model.ntex):
-            if look == "wild" or index not in robot_textures:
-                _paint(mujoco, model, context, index, split, 1.0 if look == "wild" else 0.35, rng)
+            if level == "wild" or index not in robot_textures:
+                _set_texture(mujoco, model, context, index, split, 1.0 if level == "wild" else 0.35, rng)
     _light(model, rng)
 
 
-def _paint(mujoco: Any, model: Any, context: Any, index: int, split: str, contrast: float, rng: Any) -> None:
+def _set_texture(mujoco: Any, model: Any, context: Any, index: int, split: str, contrast: float, rng: Any) -> None:
     width, height, channels = model.tex_width[index], model.tex_height[index], model.tex_nchannel[index]
     if channels != 3:
         return
@@ -145,7 +145,7 @@ def _light(model: Any, rng: np.random.Generator) -> None:
     model.vis.headlight.diffuse[:] = rng.uniform(0.1, 0.3)
 
 
-def draw_camera(look: str, path: np.ndarray, field: float, rng: np.random.Generator) -> Camera:
+def draw_camera(level: str, path: np.ndarray, field: float, rng: np.random.Generator) -> Camera:
     """A camera on the robot's side, from where the fronts of doors and drawers are seen.
 
     The hand's `path` (n, 3) is in view from the first to the last step, where one of 50 draws has it so.
@@ -153,20 +153,20 @@ def draw_camera(look: str, path: np.ndarray, field: float, rng: np.random.Genera
     x, y, z = path[len(path) // 2]
     focus = np.array([0.5 * x, 0.5 * y + 0.35, 0.4 * z + 0.05])
     for _ in range(50):
-        camera = _any_camera(look, focus, field, rng)
+        camera = _any_camera(level, focus, field, rng)
         seen = camera.project(path, 1)
         if seen.min() > 0.05 and seen.max() < 0.95:
             break
     return camera
 
 
-def _any_camera(look: str, focus: np.ndarray, field: float, rng: np.random.Generator) -> Camera:
+def _any_camera(level: str, focus: np.ndarray, field: float, rng: np.random.Generator) -> Camera:
     lookat = focus + rng.uniform(-0.06, 0.06, 3)
-    if look == "wild":
+    if level == "wild":
         azimuth = 90 + rng.choice([-1, 1]) * rng.uniform(30, 95)
         elevation, distance = rng.uniform(-50, -20), rng.uniform(0.7, 1.15)
     else:
-        spread = 12 if look == "mild" else 35
+        spread = 12 if level == "mild" else 35
         azimuth = 152 + rng.uniform(-spread, spread)
         elevation, distance = rng.uniform(-30 - spread / 2, -30 + spread / 2), rng.uniform(0.75, 0.95)
     x, y, z = (float(v) for v in lookat)
