@@ -3,9 +3,9 @@
     python -m src.datasets.prepare --list train.csv --out DIR [--short-side 256 --gop 16 --shards N --workers N]
     python -m src.datasets.prepare --check DIR
 
-DIR gets `shard-000000.tar`, ... (an .mp4 and a .cls per video, in a shuffled order), beside each a .jsonl with a line
-for every video (path, label, frames, fps, size, checksum, or why it could not be read), `unreadable.csv`, and last of
-all `manifest.json`. An interrupted pass goes on where it stopped (webdataset/shard_writer.py).
+DIR gets `shard-000000.tar`, ... (an .mp4 per video, shuffled, and a .cls where it has a label), beside each a .jsonl
+with a line for every video (path, label, frames, fps, size, checksum, or why it could not be read), `unreadable.csv`,
+and last of all `manifest.json`. An interrupted pass goes on where it stopped (webdataset/shard_writer.py).
 """
 
 from __future__ import annotations

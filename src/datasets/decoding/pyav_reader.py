@@ -3,8 +3,8 @@
 The file is demuxed once and its packets are kept, so the presentation time of every frame is known: frame i is the i-th
 time stamp, decoding starts at the last keyframe shown at or before it, and no container's idea of seeking is trusted,
 nor, for H.264, its idea of keyframes (h264_units.py).
-Files whose time stamps are missing or ambiguous (AVI, MPEG program streams) are decoded from their first packet and
-counted. A reader holds the compressed file in memory.
+Files whose time stamps are missing or ambiguous (AVI, MPEG program streams, what was copied out of them with the times
+of decoding) are decoded from their first packet and counted. A reader holds the compressed file in memory.
 """
 
 from __future__ import annotations

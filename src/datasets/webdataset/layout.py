@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
+from src.datasets.list_lines import NO_LABEL
 from src.utils.errors import UserError
 
 # What file systems, archivers and webdataset itself leave between samples.
@@ -129,6 +130,16 @@ def is_document(files: Sequence[Member]) -> bool:
 def without_video(files: Sequence[Member]) -> tuple[str, str]:
     """Kind and reason for files that share a stem and have no video."""
     return "no_video", f"has {', '.join(sorted(m.suffix or m.name for m in files))} but no video"
+
+
+def find_label(label: Member | None, data: Callable[[Member], bytes], suffix: str, key: str | None) -> tuple[int, str]:
+    """The label of a video and '', or NO_LABEL and why it has none; `data` reads the label's file."""
+    if label is None:
+        return NO_LABEL, f"has no .{suffix} file"
+    try:
+        return read_label(label, data(label), key), ""
+    except ValueError as error:
+        return NO_LABEL, str(error)
 
 
 def read_label(label: Member, data: bytes, key: str | None) -> int:

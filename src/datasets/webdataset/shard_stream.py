@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from src.datasets.decoding.suffixes import VIDEO_SUFFIXES
-from src.datasets.list_lines import NO_LABEL
 from src.datasets.system_errors import system_fault
 from src.datasets.webdataset.layout import (
     Member,
     check_names,
+    find_label,
     is_document,
     join,
-    read_label,
     run_key,
     without_video,
 )
@@ -102,12 +101,7 @@ class ShardStream:
             if video.fault is not None:
                 self.errors.append((name, *video.fault))
                 continue
-            number, why = NO_LABEL, f"has no .{self._suffix} file"
-            if label is not None:
-                try:
-                    number, why = read_label(label, label.body, self._key), ""
-                except ValueError as error:
-                    why = str(error)
+            number, why = find_label(label, lambda one: one.body, self._suffix, self._key)
             if why:
                 self._without[video.name] = why
             if not why or not self._labelled:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from src.datasets.list_lines import NO_LABEL
 from src.datasets.webdataset.layout import (
     Member,
     check_names,
+    find_label,
     is_document,
     join,
     member,
-    read_label,
     without_video,
 )
 from src.datasets.webdataset.tar_members import TarMembers, open_archive
@@ -147,18 +146,18 @@ def _scan(file: io.BufferedReader, path: str, label_key: str | None) -> Contents
         raise UserError(f"shard {path} is not a tar file: {error}") from None
     check_names(found, path)
     contents = Contents([], [(path, *fault) for fault in members.faults], members.strangers)
-    pairs, left = join(found, "cls" if label_key is None else "json")
+    suffix = "cls" if label_key is None else "json"
+
+    def read(label: Member) -> bytes:
+        file.seek(label.body[0])
+        return file.read(min(label.body[1], _LARGEST_LABEL))
+
+    pairs, left = join(found, suffix)
     for video, label in pairs:
         if video.fault is not None:
             contents.errors.append((f"{path}::{video.name}", *video.fault))
             continue
-        number, why = NO_LABEL, f"has no {'.cls' if label_key is None else '.json'} file"
-        if label is not None:
-            file.seek(label.body[0])
-            try:
-                number, why = read_label(label, file.read(min(label.body[1], _LARGEST_LABEL)), label_key), ""
-            except ValueError as error:
-                why = str(error)
+        number, why = find_label(label, read, suffix, label_key)
         contents.entries.append(Entry(video.name, video.body[0], video.body[1], number, why))
     for files in left:
         if is_document(files):
