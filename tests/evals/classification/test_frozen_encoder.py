@@ -7,11 +7,11 @@ from app.vjepa.utils import init_video_model
 from evals.classification.frozen_encoder import ClipAggregation, load_encoders
 from evals.config_sections import PretrainedConfig
 from evals.future_prediction.future_predictor import load_future_predictors
-from src.jepa.build import make_target_encoder
 from src.models import export
 from src.models.registry import BACKBONES, BackboneConfig, create_encoder
 from src.utils.checkpoint import save_atomic
 from src.utils.errors import UserError
+from tests.evals.future_prediction.small_runs import weights
 
 TINY = {"img_size": 32, "num_frames": 4}
 
@@ -136,13 +136,7 @@ def test_a_checkpoint_of_step_0_is_the_random_baseline(small_backbones, tmp_path
     cfg = PretrainConfig.model_validate(cfg.model_dump() | {"study": study})
     torch.manual_seed(99)
     encoder, predictor = init_video_model(cfg)
-    modules = {
-        "encoder": encoder,
-        "predictor": predictor,
-        "target_encoder": make_target_encoder(encoder),
-        "target_projector": make_target_encoder(predictor.projector),
-    }
-    state = {name: module.state_dict() for name, module in modules.items()}
+    state = weights(encoder, predictor)
     save_atomic(state | {"config": cfg.model_dump(mode="json"), "step": 0}, tmp_path / "ours.pth.tar")
     torch.manual_seed(7)
     section = pretrain_section(tmp_path, model_name=cfg.model.model_name)

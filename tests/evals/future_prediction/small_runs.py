@@ -22,6 +22,17 @@ def pretraining(folder, data=None, **sections):
     return PretrainConfig.model_validate(raw | sections)
 
 
+def weights(encoder, predictor):
+    """What a checkpoint holds of these models, the target encoder being their copy."""
+    modules = {
+        "encoder": encoder,
+        "predictor": predictor,
+        "target_encoder": make_target_encoder(encoder),
+        "target_projector": make_target_encoder(predictor.projector),
+    }
+    return {name: module.state_dict() for name, module in modules.items()}
+
+
 def save_run(cfg, without=()):
     """A whole checkpoint whose weights are not those that training starts from."""
     encoder, predictor = init_video_model(cfg)
@@ -29,13 +40,7 @@ def save_run(cfg, without=()):
     with torch.no_grad():
         for p in (*encoder.parameters(), *predictor.parameters()):
             p.add_(0.05 * torch.randn_like(p) if p.requires_grad else 0)
-    modules = {
-        "encoder": encoder,
-        "predictor": predictor,
-        "target_encoder": make_target_encoder(encoder),
-        "target_projector": make_target_encoder(predictor.projector),
-    }
-    state = {name: module.state_dict() for name, module in modules.items()}
+    state = weights(encoder, predictor)
     state |= {"config": cfg.model_dump(mode="json"), "step": 5}
     path = cfg.output_folder() / "jepa-latest.pth.tar"
     save_atomic({key: value for key, value in state.items() if key not in without}, path)
